@@ -1,0 +1,95 @@
+//! Changes that could not be applied, kept with the reason.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::model::{Op, PartitionId, Position, TableSchema, Timestamp, Value};
+
+/// Keeps dead letters durably. Several pipelines may share one store.
+#[async_trait]
+pub trait DeadLetterStore: Debug + Send + Sync + 'static {
+    /// Stores these letters durably. A letter whose id is there already replaces it, so that a
+    /// replay after a crash stores nothing twice.
+    async fn put(&self, pipeline: &str, letters: &[DeadLetter]) -> Result<()>;
+
+    /// The letters in these states, in the order of their ids, at most `limit`, with ids above `after`.
+    async fn list(
+        &self,
+        pipeline: &str,
+        states: &[LetterState],
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>>;
+
+    /// One letter.
+    async fn get(&self, pipeline: &str, id: &str) -> Result<Option<DeadLetter>>;
+
+    /// How many letters are open: not done, not skipped.
+    async fn open_count(&self, pipeline: &str) -> Result<u64>;
+}
+
+/// A change that was not applied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Partition, rank and place, so that letters of one partition sort in source order and a
+    /// replay gives the same id.
+    pub id: String,
+    /// What kind of problem it is.
+    pub class: LetterClass,
+    /// Where it stands.
+    pub state: LetterState,
+    /// Why, for people.
+    pub reason: String,
+    /// What happened.
+    pub op: Op,
+    /// The table as it was then.
+    pub schema: TableSchema,
+    /// The row before, as far as it was sent.
+    pub old: Option<Vec<Value>>,
+    /// The row after.
+    pub new: Option<Vec<Value>>,
+    /// The shard, if a transform chose one.
+    #[serde(default)]
+    pub shard: Option<String>,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Its place there.
+    pub position: Position,
+    /// When its transaction was committed at the source.
+    pub commit_time: Option<Timestamp>,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was tried last.
+    pub last_attempt: Option<Timestamp>,
+}
+
+/// The kind of problem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LetterClass {
+    /// May succeed later by itself: retried automatically, up to a limit.
+    Retry,
+    /// Needs a person.
+    Severe,
+    /// Left out on purpose.
+    Skip,
+    /// A filter or a transform left it out.
+    Filtered,
+}
+
+/// Where a letter stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LetterState {
+    /// Waits; later changes of its key are held behind it.
+    Open,
+    /// Waits only because an earlier letter of its key (or transaction) is open.
+    Held,
+    /// Applied by a retry.
+    Applied,
+    /// An operator decided to leave it out.
+    Skipped,
+}

@@ -1,0 +1,96 @@
+//! From source tables to target tables, and what becomes of each type on the way.
+
+use std::fmt::{self, Debug};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::model::{Column, TableName, TableSchema};
+
+/// The tables of a target.
+#[async_trait]
+pub trait TargetSchema: Send + Sync {
+    /// A table as it is now, in the target's own terms; `None` if it does not exist. `name` is the
+    /// source's; the sink maps it ([`SinkInfo::schemas`](crate::SinkInfo::schemas)).
+    async fn describe(&self, name: &TableName) -> Result<Option<TargetTable>>;
+
+    /// How a column of a source would be stored, in a table that this sink creates (`existing` is
+    /// `None`) or in the column that is there.
+    fn contract(&self, column: &Column, existing: Option<&Column>) -> Contract;
+
+    /// The statement that would create the table, for people to read.
+    fn create_statement(&self, table: &TableSchema) -> Result<String>;
+
+    /// Creates the table. An error if it exists.
+    async fn create(&self, table: &TableSchema) -> Result<()>;
+
+    /// Removes every row, before an interrupted copy is done again.
+    async fn clear(&self, name: &TableName) -> Result<()>;
+
+    /// Whether the table has no rows.
+    async fn is_empty(&self, name: &TableName) -> Result<bool>;
+}
+
+/// A table of a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetTable {
+    /// Its name and columns in the target; `key` is its primary key.
+    pub schema: TableSchema,
+    /// Unique keys besides the primary key, by column names. An index on expressions is an empty list.
+    pub unique: Vec<Vec<String>>,
+    /// Tables that its foreign keys refer to, in the target's names.
+    pub references: Vec<TableName>,
+    /// What an operator should know before writing to it: triggers that will fire, `ON UPDATE` columns.
+    pub warnings: Vec<String>,
+}
+
+/// How faithfully a type is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fidelity {
+    /// Every value comes back as it was.
+    Exact,
+    /// Every value comes back as it was; the target's type could hold more.
+    Widening,
+    /// Some values lose something, or are refused. Needs consent by column or type.
+    Lossy,
+    /// Cannot be stored.
+    Unsupported,
+}
+
+impl fmt::Display for Fidelity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exact => "exact",
+            Self::Widening => "widening",
+            Self::Lossy => "lossy",
+            Self::Unsupported => "unsupported",
+        })
+    }
+}
+
+/// How a column is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contract {
+    /// The target's type, as its DDL writes it.
+    pub native: String,
+    /// How faithful that is.
+    pub fidelity: Fidelity,
+    /// What is lost or refused, or how the value is represented; empty if there is nothing to say.
+    pub note: String,
+}
+
+impl Contract {
+    /// A contract with nothing to say.
+    pub fn new(native: impl Into<String>, fidelity: Fidelity) -> Self {
+        Self { native: native.into(), fidelity, note: String::new() }
+    }
+
+    /// Adds what to know.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
+        self
+    }
+}

@@ -1,0 +1,191 @@
+//! What a pipeline remembers between runs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{PartitionId, Position, TableName, Timestamp};
+
+/// Everything that a pipeline needs to go on where it stopped. Stored as JSON; unknown fields of a
+/// newer library are refused by [`Checkpoint::format`], missing ones of an older one get their defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The version of this form; 1 now.
+    pub format: u32,
+    /// The fencing epoch: each run takes the next one, and sinks refuse writes of an older one.
+    pub epoch: u64,
+    /// Which source this is; a different one at the next start is an error.
+    #[serde(default)]
+    pub identity: SourceIdentity,
+    /// The order and its number of lanes; they change only when drained.
+    #[serde(default)]
+    pub order: String,
+    /// Number of lanes.
+    #[serde(default)]
+    pub lanes: u32,
+    /// How far each partition is.
+    #[serde(default)]
+    pub partitions: BTreeMap<PartitionId, PartitionProgress>,
+    /// How far the snapshot is.
+    #[serde(default)]
+    pub snapshot: SnapshotProgress,
+    /// What was applied since the pipeline exists.
+    #[serde(default)]
+    pub counters: Counters,
+    /// An operator paused the pipeline.
+    #[serde(default)]
+    pub paused: bool,
+    /// When it was saved, by the clock of the machine that saved it.
+    #[serde(default)]
+    pub saved_at: Option<Timestamp>,
+}
+
+impl Checkpoint {
+    /// The current [`Checkpoint::format`].
+    pub const FORMAT: u32 = 1;
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self {
+            format: Self::FORMAT,
+            epoch: 0,
+            identity: SourceIdentity::default(),
+            order: String::new(),
+            lanes: 0,
+            partitions: BTreeMap::new(),
+            snapshot: SnapshotProgress::default(),
+            counters: Counters::default(),
+            paused: false,
+            saved_at: None,
+        }
+    }
+}
+
+/// What tells one source from another: system identifier, slot, stream label.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SourceIdentity(pub BTreeMap<String, String>);
+
+impl SourceIdentity {
+    /// Adds one fact.
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.insert(key.into(), value.into());
+        self
+    }
+
+    /// A fact.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+}
+
+/// Where a partition stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PartitionStatus {
+    /// Known, not read yet: a parent is not finished.
+    #[default]
+    Created,
+    /// Being read.
+    Running,
+    /// Read to its end, and everything in it is durable.
+    Finished,
+}
+
+/// How far a partition is, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PartitionProgress {
+    /// Its parents.
+    #[serde(default)]
+    pub parents: Vec<PartitionId>,
+    /// Where it starts.
+    #[serde(default)]
+    pub start: Option<Position>,
+    /// Everything at or before this is durable in the target.
+    #[serde(default)]
+    pub position: Option<Position>,
+    /// The safe time that goes with the position.
+    #[serde(default)]
+    pub safe_time: Option<Timestamp>,
+    /// Where it stands.
+    #[serde(default)]
+    pub status: PartitionStatus,
+}
+
+/// Where the snapshot stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotPhase {
+    /// Not begun.
+    #[default]
+    Pending,
+    /// Tables are being copied.
+    Copying,
+    /// Every table is copied, or none was asked for.
+    Done,
+}
+
+/// How far the snapshot is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SnapshotProgress {
+    /// Where it stands.
+    #[serde(default)]
+    pub phase: SnapshotPhase,
+    /// The tables, by name. A table is copied under one point in time: a copy that was interrupted
+    /// is done again whole, under a later point.
+    #[serde(default, with = "as_list")]
+    pub tables: BTreeMap<TableName, TableSnapshot>,
+}
+
+/// How far the snapshot of a table is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TableSnapshot {
+    /// The point of the copy: changes at or before it are in the copied rows, and the stream skips them.
+    pub point: Position,
+    /// Chunks of the table.
+    pub chunks: u32,
+    /// Chunks that are durable in the target.
+    pub done: u32,
+    /// Rows copied.
+    pub rows: u64,
+    /// Every chunk is durable.
+    pub finished: bool,
+}
+
+/// What was applied since the pipeline exists. Stored with the data where the sink is transactional.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Changes of rows applied from the stream.
+    pub changes: u64,
+    /// Source transactions applied.
+    pub transactions: u64,
+    /// Rows copied by snapshots.
+    pub snapshot_rows: u64,
+    /// Changes put into the dead-letter store.
+    pub dead_letters: u64,
+}
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.changes += other.changes;
+        self.transactions += other.transactions;
+        self.snapshot_rows += other.snapshot_rows;
+        self.dead_letters += other.dead_letters;
+    }
+}
+
+/// A map with a structured key, as a list of pairs: JSON keys are text.
+mod as_list {
+    use super::*;
+    use serde::{Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<TableName, TableSnapshot>, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(map.iter())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<TableName, TableSnapshot>, D::Error> {
+        Ok(Vec::<(TableName, TableSnapshot)>::deserialize(d)?.into_iter().collect())
+    }
+}

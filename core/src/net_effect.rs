@@ -1,0 +1,305 @@
+//! The net effect of a unit: what sinks apply in bulk instead of change by change.
+//!
+//! A unit ends where its source was consistent, so only the state at its end matters to a
+//! transactional target. Per table and key the last state wins: many changes become one upsert, one
+//! partial update or one delete. What cannot be folded without guessing is left in order, as a step
+//! of its own: truncates, schema changes, a key change of a row whose other columns were not sent,
+//! rows without a key, keys whose equality is not that of their text.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::model::{ChangeRef, DataType, Op, RowRef, TableSchema, Unit, ValueRef};
+
+/// A step of applying a unit. Steps are applied in order.
+#[derive(Debug)]
+pub enum Step<'u> {
+    /// Rows of several tables, each key at most once. Any order of rows gives the same end.
+    Net(Vec<TableEffect<'u>>),
+    /// A change to apply by itself, after everything before it and before everything after it.
+    InOrder(ChangeRef<'u>),
+}
+
+/// What happens to one table. Tables stand in the order of their first change.
+#[derive(Debug)]
+pub struct TableEffect<'u> {
+    /// The table.
+    pub schema: &'u Arc<TableSchema>,
+    /// Rows that are gone, by the row that identifies each: only its key columns count.
+    /// Apply them first, so that a unique value is free before another row takes it.
+    pub deletes: Vec<RowRef<'u>>,
+    /// Rows that are there afterwards, complete: insert, or replace the row with this key.
+    pub upserts: Vec<NetRow<'u>>,
+    /// Rows of which some columns were not sent: update the others.
+    pub updates: Vec<NetRow<'u>>,
+    /// Rows of a table without a key: insert.
+    pub inserts: Vec<RowRef<'u>>,
+}
+
+/// A row after several changes: for each column the latest value that was sent.
+#[derive(Debug, Clone)]
+pub struct NetRow<'u> {
+    last: RowRef<'u>,
+    /// Older rows, latest last; only as long as `last` is not complete.
+    earlier: Vec<RowRef<'u>>,
+}
+
+impl<'u> NetRow<'u> {
+    fn of(row: RowRef<'u>) -> Self {
+        Self { last: row, earlier: Vec::new() }
+    }
+
+    fn then(self, row: RowRef<'u>) -> Self {
+        if row.is_complete() {
+            return Self::of(row);
+        }
+        let mut earlier = self.earlier;
+        earlier.push(self.last);
+        Self { last: row, earlier }
+    }
+
+    /// The value of the column at `index`.
+    pub fn get(&self, index: usize) -> ValueRef<'u> {
+        let mut value = self.last.get(index);
+        let mut older = self.earlier.iter().rev();
+        while let (ValueRef::Unchanged, Some(row)) = (value, older.next().copied()) {
+            value = row.get(index);
+        }
+        value
+    }
+
+    /// How many columns it has.
+    pub fn len(&self) -> usize {
+        self.last.len()
+    }
+
+    /// Whether it has no columns.
+    pub fn is_empty(&self) -> bool {
+        self.last.is_empty()
+    }
+
+    /// Whether every column was sent.
+    pub fn is_complete(&self) -> bool {
+        if self.earlier.is_empty() {
+            return self.last.is_complete();
+        }
+        (0..self.len()).all(|i| !self.get(i).is_unchanged())
+    }
+}
+
+/// The steps that apply this unit.
+pub fn steps(unit: &Unit) -> Vec<Step<'_>> {
+    let mut folding = Folding::default();
+    for change in unit.changes() {
+        folding.add(change);
+    }
+    folding.end_step();
+    folding.steps
+}
+
+/// Every change as a step of its own, in order: for a target whose constraints refuse the net effect.
+pub fn steps_in_order(unit: &Unit) -> Vec<Step<'_>> {
+    unit.changes().filter(|c| c.op() != Op::Message).map(Step::InOrder).collect()
+}
+
+/// Whether a key of this table can be compared by [`key_bytes`].
+pub fn has_comparable_key(schema: &TableSchema) -> bool {
+    !schema.key.is_empty() && schema.key_columns().all(|c| c.data_type.text_equality())
+}
+
+/// Appends the key of `row` to `out`, so that equal keys of one table give equal bytes. Stable over
+/// versions of this library: lanes and held keys are found by it.
+pub fn key_bytes(schema: &TableSchema, row: RowRef<'_>, out: &mut Vec<u8>) {
+    for &k in &schema.key {
+        let index = usize::from(k);
+        match row.get(index) {
+            ValueRef::Unchanged => out.push(b'u'),
+            ValueRef::Null => out.push(b'n'),
+            ValueRef::Bool(v) => put(out, if v { b"t" } else { b"f" }),
+            ValueRef::Int(v) => put(out, v.to_string().as_bytes()),
+            ValueRef::Float(v) => put(out, (v + 0.0).to_string().as_bytes()),
+            ValueRef::Text(v) => put(out, plain_number(&schema.columns[index].data_type, v).as_bytes()),
+            ValueRef::Bytes(v) => put(out, v),
+        }
+    }
+}
+
+fn put(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'v');
+    out.extend_from_slice(&(bytes.len() as u32).to_be_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// `1.50` and `1.5`, `-0` and `0` are one key.
+fn plain_number<'a>(data_type: &DataType, text: &'a str) -> &'a str {
+    let text = match data_type {
+        DataType::Decimal { .. } if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.'),
+        DataType::Decimal { .. } | DataType::Float32 | DataType::Float64 => text,
+        _ => return text,
+    };
+    if text == "-0" { "0" } else { text }
+}
+
+#[derive(Default)]
+struct Folding<'u> {
+    steps: Vec<Step<'u>>,
+    tables: Vec<Table<'u>>,
+    scratch: Vec<u8>,
+}
+
+struct Table<'u> {
+    schema: &'u Arc<TableSchema>,
+    comparable: bool,
+    by_key: HashMap<Box<[u8]>, usize>,
+    effects: Vec<Effect<'u>>,
+    inserts: Vec<RowRef<'u>>,
+}
+
+enum Effect<'u> {
+    Delete(RowRef<'u>),
+    Upsert(NetRow<'u>),
+    Update(NetRow<'u>),
+}
+
+impl<'u> Folding<'u> {
+    fn add(&mut self, change: ChangeRef<'u>) {
+        match change.op() {
+            Op::Message => {}
+            Op::Truncate(_) | Op::Schema => self.in_order(change),
+            Op::Insert | Op::Update | Op::Delete => {
+                let at = self.table(change.schema());
+                if !self.fold(at, change) {
+                    self.in_order(change);
+                }
+            }
+        }
+    }
+
+    /// Folds the change into its table's effect; false if it must stand by itself.
+    fn fold(&mut self, at: usize, change: ChangeRef<'u>) -> bool {
+        let table = &mut self.tables[at];
+        if !table.comparable {
+            if let (Op::Insert, true, Some(row)) = (change.op(), table.schema.key.is_empty(), change.new_row()) {
+                table.inserts.push(row);
+                return true;
+            }
+            return false;
+        }
+        match (change.op(), change.new_row(), change.identity_row()) {
+            (Op::Insert, Some(new), _) => {
+                let slot = table.slot(new, &mut self.scratch);
+                table.set(slot, Effect::Upsert(NetRow::of(new)));
+            }
+            (Op::Delete, _, Some(old)) => {
+                let slot = table.slot(old, &mut self.scratch);
+                table.set(slot, Effect::Delete(old));
+            }
+            (Op::Update, Some(new), Some(old)) if change.changes_key() => {
+                let from = table.slot(old, &mut self.scratch);
+                let row = match table.effect(from) {
+                    _ if new.is_complete() => NetRow::of(new),
+                    Some(Effect::Upsert(row)) => row.clone().then(new),
+                    _ => return false,
+                };
+                table.set(from, Effect::Delete(old));
+                let to = table.slot(new, &mut self.scratch);
+                table.set(to, Effect::Upsert(row));
+            }
+            (Op::Update, Some(new), Some(_)) => {
+                let slot = table.slot(new, &mut self.scratch);
+                let effect = match table.effect(slot) {
+                    _ if new.is_complete() => Effect::Upsert(NetRow::of(new)),
+                    Some(Effect::Upsert(row)) => Effect::Upsert(row.clone().then(new)),
+                    Some(Effect::Update(row)) => Effect::Update(row.clone().then(new)),
+                    Some(Effect::Delete(_)) => return false,
+                    None => Effect::Update(NetRow::of(new)),
+                };
+                table.set(slot, effect);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn table(&mut self, schema: &'u Arc<TableSchema>) -> usize {
+        let same = |t: &Table<'u>| Arc::ptr_eq(t.schema, schema);
+        if let Some(at) = self.tables.iter().rposition(same) {
+            return at;
+        }
+        if let Some(at) = self.tables.iter().position(|t| t.schema.name == schema.name) {
+            if self.tables[at].schema == schema {
+                return at;
+            }
+            // Another version of the table: what came before it is applied before it.
+            self.end_step();
+        }
+        self.tables.push(Table {
+            schema,
+            comparable: has_comparable_key(schema),
+            by_key: HashMap::new(),
+            effects: Vec::new(),
+            inserts: Vec::new(),
+        });
+        self.tables.len() - 1
+    }
+
+    fn in_order(&mut self, change: ChangeRef<'u>) {
+        self.end_step();
+        self.steps.push(Step::InOrder(change));
+    }
+
+    fn end_step(&mut self) {
+        let effects: Vec<_> = self.tables.drain(..).filter_map(Table::effect_of_all).collect();
+        if !effects.is_empty() {
+            self.steps.push(Step::Net(effects));
+        }
+    }
+}
+
+impl<'u> Table<'u> {
+    /// The slot of this row's key; it may be one past the effects, for a key not seen before.
+    fn slot(&mut self, row: RowRef<'u>, scratch: &mut Vec<u8>) -> usize {
+        scratch.clear();
+        key_bytes(self.schema, row, scratch);
+        match self.by_key.get(scratch.as_slice()) {
+            Some(&slot) => slot,
+            None => {
+                let slot = self.by_key.len();
+                self.by_key.insert(scratch.as_slice().into(), slot);
+                slot
+            }
+        }
+    }
+
+    fn effect(&self, slot: usize) -> Option<&Effect<'u>> {
+        self.effects.get(slot)
+    }
+
+    fn set(&mut self, slot: usize, effect: Effect<'u>) {
+        if slot < self.effects.len() {
+            self.effects[slot] = effect;
+        } else {
+            self.effects.push(effect);
+        }
+    }
+
+    fn effect_of_all(self) -> Option<TableEffect<'u>> {
+        let mut all = TableEffect {
+            schema: self.schema,
+            deletes: Vec::new(),
+            upserts: Vec::new(),
+            updates: Vec::new(),
+            inserts: self.inserts,
+        };
+        for effect in self.effects {
+            match effect {
+                Effect::Delete(row) => all.deletes.push(row),
+                Effect::Upsert(row) => all.upserts.push(row),
+                Effect::Update(row) => all.updates.push(row),
+            }
+        }
+        let empty =
+            all.deletes.is_empty() && all.upserts.is_empty() && all.updates.is_empty() && all.inserts.is_empty();
+        (!empty).then_some(all)
+    }
+}

@@ -1,0 +1,46 @@
+//! In which order, and on which lane, changes are applied.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use crate::error::Result;
+use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Progress, UnitId};
+
+/// Decides the order of application.
+///
+/// Pure: no async, no clock, no I/O. It keeps no batch, only ids and numbers, so that the runtime
+/// may spill a batch to disk while it waits. The runtime calls it from one task:
+///
+/// 1. [`Orderer::opened`] before the first batch of a partition, and for partitions that wait for
+///    their parents; [`Orderer::closed`] after the last.
+/// 2. [`Orderer::push`] for each batch, in the order of its partition, while [`Orderer::has_room`]
+///    (an orderer that waits for another partition may be pushed beyond that: the batch is spilled).
+/// 3. [`Orderer::next_ready`] until `None`, after every push, close and completion.
+/// 4. [`Orderer::complete`] once a unit is durable, in any order between lanes.
+///
+/// Every change that was pushed is emitted exactly once.
+pub trait Orderer: Debug + Send {
+    /// Whether another batch is welcome now.
+    fn has_room(&self) -> bool;
+
+    /// A partition takes part from now on. `from` is where its reader resumed.
+    fn opened(&mut self, partition: &Partition, from: Option<&Progress>);
+
+    /// A partition ended: no batch of it follows.
+    fn closed(&mut self, partition: &PartitionId);
+
+    /// Takes a batch in.
+    ///
+    /// # Errors
+    /// [`Fatal`](crate::ErrorKind::Fatal) if a source breaks its own order.
+    fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()>;
+
+    /// The next unit that may be applied now, if there is one.
+    fn next_ready(&mut self) -> Option<OrderedUnit>;
+
+    /// A unit is durable.
+    fn complete(&mut self, unit: UnitId);
+
+    /// For each partition, how far everything is durable without a hole. Moves forward only.
+    fn low_watermark(&self) -> &BTreeMap<PartitionId, Progress>;
+}

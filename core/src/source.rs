@@ -1,0 +1,194 @@
+//! Where changes come from.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::model::{
+    ChangeBatch, Checkpoint, Partition, PartitionId, Position, SourceIdentity, TableName, TableSchema, TableSnapshot,
+    Timestamp,
+};
+
+/// A database whose committed changes can be read.
+///
+/// The runtime calls [`Source::prepare`] once at every start, before everything else; then
+/// [`Source::tables`], the snapshotter if a snapshot is due, [`Source::partitions`], and
+/// [`Source::open`] for each partition whose parents are done. Calls may overlap, except `prepare`.
+#[async_trait]
+pub trait Source: Debug + Send + Sync + 'static {
+    /// What it is and what it guarantees. Constant; needs no connection.
+    fn info(&self) -> SourceInfo;
+
+    /// Connects, creates what is missing and allowed (slot, publication, change stream), and checks
+    /// that this still is the source that `resume` came from, without a gap.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) for rights and settings, with the statement that mends
+    /// them; [`Fatal`](crate::ErrorKind::Fatal) for a gap: what was lost and how to repair it.
+    async fn prepare(&self, resume: Option<&Checkpoint>) -> Result<SourceIdentity>;
+
+    /// The tables that it sends, as they are now.
+    async fn tables(&self) -> Result<Vec<TableSchema>>;
+
+    /// The partitions known now. Asked at the start; later ones come from readers that close.
+    async fn partitions(&self) -> Result<Vec<Partition>>;
+
+    /// A reader of one partition. At most one is open for a partition at a time.
+    async fn open(&self, partition: &Partition, from: &StartFrom) -> Result<Box<dyn ChangeReader>>;
+
+    /// Copies tables as they were at one point, if this source can.
+    fn snapshotter(&self) -> Option<&dyn Snapshotter> {
+        None
+    }
+
+    /// Marks the present, for [`drain`](crate::RunningPipeline::drain), if this source can.
+    fn marker(&self) -> Option<&dyn Marker> {
+        None
+    }
+
+    /// Tells how long the source will keep what the pipeline still needs, if it knows.
+    fn retention(&self) -> Option<&dyn Retention> {
+        None
+    }
+
+    /// A position as its users write it (an LSN, a time), for status and errors.
+    fn describe(&self, position: &Position) -> String {
+        format!("{:?}", position.rank)
+    }
+}
+
+/// What a source is.
+#[derive(Debug, Clone)]
+pub struct SourceInfo {
+    /// The connector's name: `postgres`.
+    pub name: &'static str,
+    /// The order in which its partitions give changes.
+    pub order: SourceOrder,
+}
+
+/// What a source guarantees about the order of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceOrder {
+    /// One partition gives whole transactions, one after another, in commit order.
+    Transactions,
+    /// Several partitions, each in commit-time order; a transaction may be spread over them.
+    CommitTimePerPartition,
+    /// Each partition keeps the order of changes of one key, and nothing more.
+    Key,
+}
+
+/// Where a reader starts.
+#[derive(Debug, Clone, Default)]
+pub struct StartFrom {
+    /// After this position; `None`: where the partition starts.
+    pub position: Option<Position>,
+    /// The points at which tables were copied. Changes of a table that its copy already has must
+    /// not be given again.
+    pub snapshots: BTreeMap<TableName, TableSnapshot>,
+}
+
+/// Reads one partition. One owner.
+#[async_trait]
+pub trait ChangeReader: Send {
+    /// The next batch, or why there is none.
+    ///
+    /// Cancel safe: dropping the future loses nothing. On a quiet source it gives an empty batch
+    /// (a heartbeat) at least every few seconds, so that safe time moves and acknowledgements advance.
+    async fn next(&mut self) -> Result<Next>;
+
+    /// Everything through here is durable downstream, and recorded so that a restart resumes at or
+    /// after it: the source may forget it.
+    ///
+    /// Called when that moves, and at least every [`HEARTBEAT`] also when it does not, in place of
+    /// `next` while the pipeline has no room: send what keeps the connection alive.
+    async fn acknowledge(&mut self, through: Option<&Position>) -> Result<()>;
+
+    /// Ends the reading in an orderly way. Dropping a reader is safe too.
+    async fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// How often [`ChangeReader::acknowledge`] is called at least. PostgreSQL's default
+/// `wal_sender_timeout` is 60 s; a twelfth of it leaves room for a slow network.
+pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// What a reader gives.
+#[derive(Debug)]
+pub enum Next {
+    /// Changes, or an empty heartbeat.
+    Batch(ChangeBatch),
+    /// The partition ended. Its children are stored before it counts as finished.
+    Closed {
+        /// The partitions that go on where it ended.
+        children: Vec<Partition>,
+    },
+    /// The reading ended but the partition did not: open it again from the last position.
+    Stopped,
+}
+
+/// Copies tables as they were at one point in time.
+#[async_trait]
+pub trait Snapshotter: Send + Sync {
+    /// Fixes a point in time and plans the copying of `tables` under it, in chunks.
+    ///
+    /// Called again after an interruption with the tables that were not finished: the point is then
+    /// a later one, and the reader of the stream skips what the copies already have.
+    async fn begin(&self, tables: &[TableSchema]) -> Result<Box<dyn Snapshot>>;
+}
+
+/// A fixed point in time and the chunks to copy under it. It stays open until it is dropped.
+#[async_trait]
+pub trait Snapshot: Send + Sync {
+    /// The point: changes at or before it are in the copied rows.
+    fn point(&self) -> Position;
+
+    /// The chunks, in the order to copy them.
+    fn chunks(&self) -> &[Chunk];
+
+    /// A reader of one chunk, which must be one of [`Snapshot::chunks`]; several are open at a time.
+    /// Its batches are inserts of one table; it closes without children.
+    async fn open(&self, chunk: &Chunk) -> Result<Box<dyn ChangeReader>>;
+}
+
+/// A part of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// The table, as the source calls it.
+    pub table: TableName,
+    /// Its number within the table, from 0.
+    pub index: u32,
+    /// What the connector needs to read it.
+    pub token: String,
+    /// About how many rows it has, where that is known.
+    pub rows: Option<u64>,
+}
+
+/// Marks the present on a source.
+#[async_trait]
+pub trait Marker: Send + Sync {
+    /// For each partition a position such that everything committed before this call lies at or before it.
+    /// It may write to the source, so that the position is reached on an idle one too.
+    async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>>;
+}
+
+/// How long a source keeps what a pipeline needs.
+#[async_trait]
+pub trait Retention: Send + Sync {
+    /// What is left, now.
+    async fn left(&self) -> Result<RetentionLeft>;
+}
+
+/// What is left before a source drops what the pipeline still needs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RetentionLeft {
+    /// Bytes of log the source keeps for this pipeline now.
+    pub held_bytes: Option<u64>,
+    /// Bytes more that it may write before it drops what is needed. `None`: no limit.
+    pub bytes: Option<u64>,
+    /// The time until then, where the source limits time.
+    pub seconds: Option<f64>,
+    /// The source's clock when it was asked.
+    pub at: Option<Timestamp>,
+}
