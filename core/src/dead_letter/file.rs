@@ -9,7 +9,7 @@
 //! grown. A compaction writes a new file with another generation over the old one, and makes the
 //! others read it from the start.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -232,6 +232,8 @@ fn failed(verb: &str, path: &Path, cause: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+
     use crate::dead_letter::LetterClass;
     use crate::model::{Op, PartitionId, Position, TableName, TableSchema};
 
