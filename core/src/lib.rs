@@ -2,6 +2,7 @@
 
 pub mod checkpointer;
 pub mod dead_letter;
+mod durable_file;
 mod error;
 pub mod mapping;
 mod model;

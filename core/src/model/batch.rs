@@ -233,6 +233,11 @@ impl<'a> ChangeRef<'a> {
         self.record.op
     }
 
+    /// The batch that it is borrowed from.
+    pub fn batch(self) -> &'a ChangeBatch {
+        self.batch
+    }
+
     /// The table, as it was then.
     ///
     /// # Panics
