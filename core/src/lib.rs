@@ -8,6 +8,8 @@ pub mod mapping;
 mod model;
 pub mod net_effect;
 pub mod orderer;
+pub mod pipeline;
+mod runtime;
 mod secret;
 mod sink;
 mod source;
@@ -19,6 +21,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use mapping::{Contract, Fidelity, TargetSchema, TargetTable};
 pub use model::*;
 pub use orderer::Orderer;
+pub use pipeline::{
+    Arrival, ByKey, ByTransaction, ByWindow, Order, Pipeline, PipelineBuilder, RunningPipeline, Status,
+};
 pub use secret::{Exposed, Secret};
 pub use sink::{
     Claim, Durability, Lane, LaneProgress, LanePurpose, ProgressStore, RejectedChange, Sink, SinkInfo, SinkWriter,

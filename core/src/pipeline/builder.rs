@@ -87,8 +87,14 @@ impl Pipeline {
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.
     pub async fn stored_status(&self) -> Result<Option<Status>> {
         let s = &self.spec;
-        status::from_stores(&s.name, s.source.as_ref(), s.sink.as_ref(), s.checkpointer.as_ref(), s.dead_letters.as_deref())
-            .await
+        status::from_stores(
+            &s.name,
+            s.source.as_ref(),
+            s.sink.as_ref(),
+            s.checkpointer.as_ref(),
+            s.dead_letters.as_deref(),
+        )
+        .await
     }
 
     /// The store of its dead letters, if it has one.
@@ -263,7 +269,10 @@ impl PipelineBuilder {
         let source = self.source.ok_or_else(|| missing("source", "call .source(..)"))?;
         let sink = self.sink.ok_or_else(|| missing("sink", "call .sink(..)"))?;
         let checkpointer = self.checkpointer.or_else(|| sink.checkpointer()).ok_or_else(|| {
-            missing("checkpoint", "this sink keeps no checkpoints: set one, of type \"sqlite\" or \"file\" for instance")
+            missing(
+                "checkpoint",
+                "this sink keeps no checkpoints: set one, of type \"sqlite\" or \"file\" for instance",
+            )
         })?;
         let most = sink.info().max_lanes;
         if self.order.lanes() == 0 || self.order.lanes() > most {

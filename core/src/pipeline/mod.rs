@@ -13,7 +13,7 @@ use std::time::Duration;
 pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
-pub use registry::Registry;
+pub use registry::{Registry, keys};
 pub use running::{Drained, RunningPipeline};
 pub(crate) use status::Shared;
 pub use status::{PartitionState, Phase, SnapshotState, Status};

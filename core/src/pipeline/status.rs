@@ -292,7 +292,8 @@ pub(crate) async fn from_stores(
     }
     let mut partitions = BTreeMap::new();
     for (id, p) in &checkpoint.partitions {
-        let stored = lanes.iter().filter_map(|l| l.partitions.get(id)).min_by(|a, b| a.position.rank.cmp(&b.position.rank));
+        let stored =
+            lanes.iter().filter_map(|l| l.partitions.get(id)).min_by(|a, b| a.position.rank.cmp(&b.position.rank));
         let newer = |at: &Position| p.position.as_ref().is_none_or(|own| own.rank < at.rank);
         let (position, safe_time) = match stored.filter(|s| lanes.len() == 1 && newer(&s.position)) {
             Some(stored) => (Some(stored.position.clone()), stored.safe_time.max(p.safe_time)),

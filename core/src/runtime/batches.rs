@@ -31,7 +31,10 @@ impl Budget {
     /// Waits for room for `bytes`. A batch larger than the budget takes all of it.
     pub(crate) async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
         let permits = (bytes.div_ceil(BYTES_PER_PERMIT) as u32).clamp(1, self.total);
-        Arc::clone(&self.permits).acquire_many_owned(permits).await.map_err(|_| Error::fatal("the byte budget was closed"))
+        Arc::clone(&self.permits)
+            .acquire_many_owned(permits)
+            .await
+            .map_err(|_| Error::fatal("the byte budget was closed"))
     }
 
     /// Whether less than a quarter is free: then waiting batches are worth spilling.
@@ -118,12 +121,8 @@ impl Batches {
         if !self.budget.is_tight() {
             return Ok(());
         }
-        let mut waiting: VecDeque<BatchId> = self
-            .entries
-            .iter()
-            .filter(|(_, e)| matches!(e.place, Place::Memory(..)))
-            .map(|(id, _)| *id)
-            .collect();
+        let mut waiting: VecDeque<BatchId> =
+            self.entries.iter().filter(|(_, e)| matches!(e.place, Place::Memory(..))).map(|(id, _)| *id).collect();
         while let Some(id) = waiting.pop_back() {
             let Some(entry) = self.entries.get_mut(&id) else { continue };
             let Place::Memory(batch, _) = &entry.place else { continue };
@@ -138,9 +137,10 @@ impl Batches {
     }
 
     fn get(&mut self, id: BatchId) -> Result<Arc<ChangeBatch>> {
-        let entry = self.entries.get(&id).ok_or_else(|| {
-            Error::fatal(format!("the orderer emitted batch {} which is not waiting", id.0))
-        })?;
+        let entry = self
+            .entries
+            .get(&id)
+            .ok_or_else(|| Error::fatal(format!("the orderer emitted batch {} which is not waiting", id.0)))?;
         match (&entry.place, &mut self.spill) {
             (Place::Memory(batch, _), _) => Ok(Arc::clone(batch)),
             (Place::Disk { at, len, schemas }, Some(file)) => {
@@ -166,10 +166,11 @@ impl SpillFile {
 
     fn append(&mut self, bytes: &[u8]) -> Result<(u64, usize)> {
         let at = self.end;
-        self.file
-            .seek(SeekFrom::Start(at))
-            .and_then(|_| self.file.write_all(bytes))
-            .map_err(|e| Error::transient("cannot write to the spill file").because(e).hint("is the disk of the temporary folder full?"))?;
+        self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes)).map_err(|e| {
+            Error::transient("cannot write to the spill file")
+                .because(e)
+                .hint("is the disk of the temporary folder full?")
+        })?;
         self.end += bytes.len() as u64;
         Ok((at, bytes.len()))
     }

@@ -26,7 +26,11 @@ impl Keeper {
         if checkpoint.format > Checkpoint::FORMAT {
             return Err(Error::config(
                 "checkpoint",
-                format!("was written by a newer version (format {}, this one knows {})", checkpoint.format, Checkpoint::FORMAT),
+                format!(
+                    "was written by a newer version (format {}, this one knows {})",
+                    checkpoint.format,
+                    Checkpoint::FORMAT
+                ),
             )
             .hint("run the newer version"));
         }
@@ -35,7 +39,6 @@ impl Keeper {
         keeper.save().await?;
         Ok(keeper)
     }
-
 
     /// Stores the checkpoint durably.
     pub(crate) async fn save(&mut self) -> Result<()> {

@@ -55,7 +55,7 @@ impl LaneTask {
                     // transaction is open in the middle of its parts.
                     if !accepted.is_empty() && !in_parts {
                         self.writer.flush().await?;
-                        self.tell(Applied::Durable(std::mem::take(&mut accepted))).await?;
+                        tell(&self.out, Applied::Durable(std::mem::take(&mut accepted))).await?;
                     }
                     match self.inbox.recv().await {
                         Some(work) => work,
@@ -68,22 +68,22 @@ impl LaneTask {
                     in_parts = !unit.part.ends();
                     let id = unit.id;
                     let durability = self.apply(unit).await?;
-                    self.tell(Applied::Taken(id)).await?;
+                    tell(&self.out, Applied::Taken(id)).await?;
                     accepted.push(id);
                     if durability == Durability::Durable {
-                        self.tell(Applied::Durable(std::mem::take(&mut accepted))).await?;
+                        tell(&self.out, Applied::Durable(std::mem::take(&mut accepted))).await?;
                     }
                 }
                 Work::RetryLetters => {
                     self.letters.retry(self.writer.as_mut()).await?;
-                    self.tell(Applied::Retried).await?;
+                    tell(&self.out, Applied::Retried).await?;
                 }
             }
         }
         if !in_parts {
             self.writer.flush().await?;
             if !accepted.is_empty() {
-                self.tell(Applied::Durable(accepted)).await?;
+                tell(&self.out, Applied::Durable(accepted)).await?;
             }
         }
         self.writer.close().await
@@ -120,8 +120,8 @@ impl LaneTask {
         }
         Some(fresh)
     }
+}
 
-    async fn tell(&self, applied: Applied) -> Result<()> {
-        self.out.send(applied).await.map_err(|_| Error::transient("the pipeline ended"))
-    }
+async fn tell(out: &mpsc::Sender<Applied>, applied: Applied) -> Result<()> {
+    out.send(applied).await.map_err(|_| Error::transient("the pipeline ended"))
 }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use crate::dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    BatchBuilder, ChangeRef, Op, Part, PartitionId, Position, Progress, Rank, RowRef, TableName, TableSchema,
-    Transaction, Unit, UnitId, UnitKind, UnitSlice, Selection,
+    BatchBuilder, ChangeRef, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Selection, TableName,
+    TableSchema, Transaction, Unit, UnitId, UnitKind, UnitSlice,
 };
 use crate::net_effect::key_bytes;
 use crate::sink::{Durability, SinkWriter};
@@ -69,7 +69,8 @@ impl Held {
     }
 
     fn touches(&self, change: ChangeRef<'_>) -> bool {
-        change.shard().is_some_and(|s| self.shards.contains(&**s)) || keys_of(change).iter().any(|k| self.keys.contains(k))
+        change.shard().is_some_and(|s| self.shards.contains(&**s))
+            || keys_of(change).iter().any(|k| self.keys.contains(k))
     }
 }
 
@@ -146,7 +147,8 @@ impl Letters {
             other => return other,
         };
         if unit.part != Part::Whole {
-            return Err(error.context("a transaction larger than the byte budget was refused")
+            return Err(error
+                .context("a transaction larger than the byte budget was refused")
                 .hint("it cannot be set aside: mend the target, or raise pipeline.memory"));
         }
         let mut durability = Durability::Durable;
@@ -228,13 +230,14 @@ impl Letters {
     }
 
     async fn set_aside(&self, changes: &[ChangeRef<'_>], error: &Error) -> Result<()> {
+        let reason = error.report();
         let letters: Vec<_> = changes
             .iter()
-            .map(|c| DeadLetter::from_change(*c, LetterClass::Retry, LetterState::Open, error.report()))
+            .map(|c| DeadLetter::from_change(*c, LetterClass::Retry, LetterState::Open, &reason))
             .collect();
         self.put(&letters).await?;
         self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c))));
-        tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), reason = %error.report(), "put into the dead-letter store");
+        tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), %reason, "put into the dead-letter store");
         Ok(())
     }
 
@@ -354,10 +357,18 @@ impl Letters {
         let table = change.table().map_or_else(String::new, |t| t.name.to_string());
         let keys: Vec<String> = change.identity_row().map_or_else(Vec::new, |row| {
             let schema = change.schema();
-            schema.key.iter().map(|&k| format!("{}={}", schema.columns[usize::from(k)].name, show(row, usize::from(k)))).collect()
+            schema
+                .key
+                .iter()
+                .map(|&k| format!("{}={}", schema.columns[usize::from(k)].name, show(row, usize::from(k))))
+                .collect()
         });
         error
-            .context(format!("the target refuses a change of {table} [{}] at rank {:?}", keys.join(", "), change.rank()))
+            .context(format!(
+                "the target refuses a change of {table} [{}] at rank {:?}",
+                keys.join(", "),
+                change.rank()
+            ))
             .hint("mend the target and start again, or set dead_letters.on_rejected = \"dead_letter\"")
     }
 

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
+pub(crate) use session::transformed;
 
 use crate::error::{Error, Result};
 use crate::pipeline::{Phase, Shared, SnapshotMode, Spec};

@@ -55,6 +55,7 @@ impl ReaderTask {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: Option<ChangeBatch> = None;
+        let (budget, out) = (self.budget.clone(), self.out.clone());
         loop {
             tokio::select! {
                 biased;
@@ -71,7 +72,7 @@ impl ReaderTask {
                 // 3. The heartbeat that keeps the connection open while there is no room.
                 _ = heartbeat.tick() => self.acknowledge().await?,
                 // 4. Hand on what was read, as soon as the budget has room.
-                room = room(&self.budget, &self.out, waiting.as_ref()), if waiting.is_some() => {
+                room = room(&budget, &out, waiting.as_ref()), if waiting.is_some() => {
                     let (permit, slot) = room?;
                     if let Some(batch) = waiting.take() {
                         slot.send(Reading::Batch(batch, permit));
@@ -81,11 +82,11 @@ impl ReaderTask {
                 next = self.reader.next(), if waiting.is_none() => match next? {
                     Next::Batch(batch) => waiting = Some(self.transforms.apply(batch)?),
                     Next::Closed { children } => {
-                        self.tell(Reading::Closed(self.partition.clone(), children)).await?;
+                        tell(&self.out, Reading::Closed(self.partition.clone(), children)).await?;
                         break;
                     }
                     Next::Stopped => {
-                        self.tell(Reading::Stopped(self.partition.clone())).await?;
+                        tell(&self.out, Reading::Stopped(self.partition.clone())).await?;
                         break;
                     }
                 },
@@ -99,10 +100,10 @@ impl ReaderTask {
         let through = self.acknowledged.borrow_and_update().clone();
         self.reader.acknowledge(through.as_ref()).await
     }
+}
 
-    async fn tell(&self, reading: Reading) -> Result<()> {
-        self.out.send(reading).await.map_err(|_| Error::transient("the pipeline ended"))
-    }
+async fn tell(out: &mpsc::Sender<Reading>, reading: Reading) -> Result<()> {
+    out.send(reading).await.map_err(|_| Error::transient("the pipeline ended"))
 }
 
 /// Waits until the budget and the channel have room. Cancel safe: both are given back.

@@ -18,7 +18,11 @@ pub(crate) struct SaveTask {
 }
 
 impl SaveTask {
-    async fn run(mut self, mut wanted: mpsc::Receiver<(Partitions, Counters)>, saved: mpsc::Sender<Result<Partitions>>) {
+    async fn run(
+        mut self,
+        mut wanted: mpsc::Receiver<(Partitions, Counters)>,
+        saved: mpsc::Sender<Result<Partitions>>,
+    ) {
         while let Some((partitions, counters)) = wanted.recv().await {
             self.keeper.checkpoint.partitions = partitions;
             self.keeper.checkpoint.counters = counters;

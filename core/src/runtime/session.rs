@@ -9,10 +9,11 @@ use super::reader::Transforms;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{Preflight, preflight};
 use crate::model::{
-    BatchBuilder, Checkpoint, Counters, Op, PartitionId, PartitionProgress, Position, Progress, TableSchema, Transaction,
+    BatchBuilder, Checkpoint, Counters, Op, PartitionId, PartitionProgress, Position, Progress, TableSchema,
+    Transaction,
 };
 use crate::pipeline::Spec;
-use crate::sink::{Claim, Lane, LanePurpose, LaneProgress};
+use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
 
 /// A pipeline that this run owns, checked and ready to copy and to stream.
 pub(crate) struct Session {
@@ -78,7 +79,16 @@ impl Session {
         let counters = Counters { snapshot_rows: keeper.checkpoint.counters.snapshot_rows, ..counters };
         let committed = committed_by_lane(&stored, lanes);
         let transforms = transforms.clone();
-        Ok(Self { spec: Arc::clone(spec), keeper, committed, counters, letters: Arc::new(letters), transforms, tables, preflight })
+        Ok(Self {
+            spec: Arc::clone(spec),
+            keeper,
+            committed,
+            counters,
+            letters: Arc::new(letters),
+            transforms,
+            tables,
+            preflight,
+        })
     }
 
     /// A lane of this run.
@@ -117,7 +127,10 @@ async fn take_over_target(spec: &Spec, keeper: &mut Keeper, lanes: u32) -> Resul
 fn check_order(spec: &Spec, lanes: u32, checkpoint: &Checkpoint) -> Result<()> {
     let most = spec.sink.info().max_lanes;
     if lanes > most {
-        return Err(Error::config("pipeline.lanes", format!("is {lanes}, but {} takes {most} at most", spec.sink.info().name)));
+        return Err(Error::config(
+            "pipeline.lanes",
+            format!("is {lanes}, but {} takes {most} at most", spec.sink.info().name),
+        ));
     }
     let order = spec.order.name();
     if checkpoint.order.is_empty() || checkpoint.order == order || checkpoint.partitions.is_empty() {
@@ -131,13 +144,18 @@ fn check_order(spec: &Spec, lanes: u32, checkpoint: &Checkpoint) -> Result<()> {
 fn check_lanes(lanes: u32, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
     let Some(before) = stored.iter().map(|l| l.lanes).find(|&n| n > 0).filter(|&n| n != lanes) else { return Ok(()) };
     let low = &checkpoint.partitions;
-    let ahead = stored.iter().flat_map(|l| l.partitions.values()).filter(|p| p.partition.as_str() != RETRIED).any(|p| {
-        low.get(&p.partition).and_then(|l| l.position.as_ref()).is_none_or(|l| p.position.rank > l.rank)
-    });
+    let ahead = stored
+        .iter()
+        .flat_map(|l| l.partitions.values())
+        .filter(|p| p.partition.as_str() != RETRIED)
+        .any(|p| low.get(&p.partition).and_then(|l| l.position.as_ref()).is_none_or(|l| p.position.rank > l.rank));
     let single = before == 1 && lanes > 1;
     if ahead && !single {
-        return Err(Error::config("pipeline.lanes", format!("is {lanes} now and was {before}, and the lanes do not stand at one place"))
-            .hint(format!("run once with lanes = {before} until drained and stop, then change it")));
+        return Err(Error::config(
+            "pipeline.lanes",
+            format!("is {lanes} now and was {before}, and the lanes do not stand at one place"),
+        )
+        .hint(format!("run once with lanes = {before} until drained and stop, then change it")));
     }
     Ok(())
 }
@@ -168,13 +186,20 @@ fn committed_by_lane(stored: &[LaneProgress], lanes: u32) -> Vec<HashMap<Partiti
         let source = if before == 1 { 0 } else { index };
         let lane: Option<&BTreeMap<PartitionId, Progress>> =
             stored.iter().find(|l| l.lane == source).map(|l| &l.partitions);
-        lane.into_iter().flatten().filter(|(id, _)| id.as_str() != RETRIED).map(|(id, p)| (id.clone(), p.clone())).collect()
+        lane.into_iter()
+            .flatten()
+            .filter(|(id, _)| id.as_str() != RETRIED)
+            .map(|(id, p)| (id.clone(), p.clone()))
+            .collect()
     };
     (0..lanes).map(of_lane).collect()
 }
 
 /// What the transforms make of each table: seen by sending its schema through them.
-fn transformed(tables: Vec<TableSchema>, transforms: &Transforms) -> Result<Vec<(TableSchema, TableSchema)>> {
+pub(crate) fn transformed(
+    tables: Vec<TableSchema>,
+    transforms: &Transforms,
+) -> Result<Vec<(TableSchema, TableSchema)>> {
     let mut pairs = Vec::with_capacity(tables.len());
     for table in tables {
         let schema = Arc::new(table);

@@ -12,7 +12,8 @@ use super::session::Session;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{
-    ChangeBatch, Part, Selection, SnapshotPhase, TableName, TableSchema, TableSnapshot, Unit, UnitId, UnitKind, UnitSlice,
+    ChangeBatch, Part, Selection, SnapshotPhase, TableName, TableSchema, TableSnapshot, Unit, UnitId, UnitKind,
+    UnitSlice,
 };
 use crate::pipeline::{Phase, Shared, SnapshotMode};
 use crate::sink::{LanePurpose, SinkWriter};
@@ -23,14 +24,15 @@ pub(crate) async fn copy(session: &mut Session, shared: &Shared, stop: &Cancella
     if session.keeper.checkpoint.snapshot.phase == SnapshotPhase::Done {
         return Ok(true);
     }
-    let snapshotter = match (session.spec.snapshot, session.spec.source.snapshotter()) {
+    let spec = Arc::clone(&session.spec);
+    let snapshotter = match (spec.snapshot, spec.source.snapshotter()) {
         (SnapshotMode::Never, _) => {
             session.keeper.checkpoint.snapshot.phase = SnapshotPhase::Done;
             session.keeper.save().await?;
             return Ok(true);
         }
         (_, None) => {
-            let name = session.spec.source.info().name;
+            let name = spec.source.info().name;
             return Err(Error::config("source.snapshot", format!("the source {name} cannot copy tables"))
                 .hint("set snapshot = \"never\""));
         }
@@ -40,7 +42,6 @@ pub(crate) async fn copy(session: &mut Session, shared: &Shared, stop: &Cancella
     let unfinished = unfinished(session);
     if !unfinished.is_empty() {
         shared.phase(Phase::Snapshot);
-        let spec = Arc::clone(&session.spec);
         let snapshot: Arc<dyn Snapshot> = Arc::from(snapshotter.begin(&unfinished).await?);
         tracing::info!(pipeline = %spec.name, tables = unfinished.len(), chunks = snapshot.chunks().len(), "the snapshot begins");
         plan(session, snapshot.as_ref(), &unfinished).await?;
@@ -104,8 +105,14 @@ struct ChunkDone {
     rows: u64,
 }
 
-async fn run(session: &mut Session, snapshot: Arc<dyn Snapshot>, shared: &Shared, stop: &CancellationToken) -> Result<bool> {
-    let workers = session.spec.snapshot_workers.min(session.spec.sink.info().max_lanes).min(snapshot.chunks().len() as u32);
+async fn run(
+    session: &mut Session,
+    snapshot: Arc<dyn Snapshot>,
+    shared: &Shared,
+    stop: &CancellationToken,
+) -> Result<bool> {
+    let workers =
+        session.spec.snapshot_workers.min(session.spec.sink.info().max_lanes).min(snapshot.chunks().len() as u32);
     let queue: Queue = Arc::new(Mutex::new(snapshot.chunks().iter().cloned().collect()));
     let (tell, mut done) = mpsc::channel::<ChunkDone>(64);
     // A failing worker stops the others between two batches: nothing is dropped in the middle of a write.
@@ -243,14 +250,8 @@ impl Worker {
                 UnitSlice { batch: Arc::new(batch), changes }
             })
             .collect();
-        let unit = Unit {
-            id: UnitId(0),
-            kind: UnitKind::Snapshot,
-            part,
-            slices,
-            transactions: 0,
-            progress: Vec::new(),
-        };
+        let unit =
+            Unit { id: UnitId(0), kind: UnitKind::Snapshot, part, slices, transactions: 0, progress: Vec::new() };
         let rows = unit.len() as u64;
         let written = self.writer.write(&unit).await.map_err(|e| {
             let tables: Vec<String> = seen.iter().map(TableName::to_string).collect();

@@ -108,7 +108,8 @@ impl Coordinator {
             let committed = session.committed.get(index as usize).cloned().unwrap_or_default();
             let (inbox, work) = mpsc::channel(UNITS_AT_LANE);
             let low = &session.keeper.checkpoint.partitions;
-            let tokens = low.iter().filter_map(|(id, p)| Some((id.clone(), p.position.as_ref()?.token.clone()))).collect();
+            let tokens =
+                low.iter().filter_map(|(id, p)| Some((id.clone(), p.position.as_ref()?.token.clone()))).collect();
             let writer = spec.sink.open(lane).await?;
             let letters = Arc::clone(&session.letters);
             let task = LaneTask { writer, committed, tokens, letters, inbox: work, out: applied_out.clone() };
@@ -260,14 +261,18 @@ impl Coordinator {
         if self.retrying != Retrying::No {
             return Ok(());
         }
-        while let Some(ordered) = self.orderer.next_ready() {
+        while let Some(ordered) = self.orderer.next_ready()? {
             let lane = ordered.lane as usize;
             let slices = ordered.slices.iter().map(|s| (s.batch, s.changes.len())).collect();
             let unit = self.batches.resolve(ordered)?;
-            let counters = Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Default::default() };
+            let counters =
+                Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Default::default() };
             let ends = unit.part.ends();
             self.in_flight.insert(unit.id, InFlight { lane, slices, ends, progress: unit.progress.clone(), counters });
-            let handle = self.lanes.get_mut(lane).ok_or_else(|| Error::fatal(format!("the orderer chose lane {lane}, which is not there")))?;
+            let handle = self
+                .lanes
+                .get_mut(lane)
+                .ok_or_else(|| Error::fatal(format!("the orderer chose lane {lane}, which is not there")))?;
             handle.ready.push_back(unit);
         }
         for lane in 0..self.lanes.len() {
@@ -309,7 +314,8 @@ impl Coordinator {
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
         if self.lineage.moved() && self.saver.is_idle() {
-            let counters = Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
+            let counters =
+                Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
             self.saver.save(self.lineage.snapshot(), counters);
         }
     }
@@ -320,7 +326,8 @@ impl Coordinator {
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();
         let progress: BTreeMap<PartitionId, Progress> = self.lineage.durable();
-        let counters = Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
+        let counters =
+            Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
         let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
         let whole = progress.values().all(|p| visible(&p.position));
         let safe_time = self.lineage.safe_time().filter(|_| whole);
@@ -343,7 +350,8 @@ impl Coordinator {
             if well && result.is_ok() {
                 self.publish();
                 self.lineage.advance(self.orderer.low_watermark());
-                let counters = Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
+                let counters =
+                    Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
                 let saved = self.saver.finish(self.lineage.snapshot(), counters).await?;
                 self.lineage.saved(&saved);
             }
