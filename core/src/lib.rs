@@ -5,6 +5,7 @@ pub mod dead_letter;
 mod durable_file;
 mod error;
 pub mod mapping;
+pub mod memory;
 mod model;
 pub mod net_effect;
 pub mod orderer;
