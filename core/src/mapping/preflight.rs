@@ -25,3 +25,8 @@ impl Preflight {
 pub async fn preflight(_: &[TableSchema], _: &dyn Sink, _: &LossyConsent, _: bool) -> Result<Preflight> {
     Ok(Preflight)
 }
+impl std::fmt::Display for Preflight {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Ok(())
+    }
+}

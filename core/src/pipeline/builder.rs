@@ -59,7 +59,7 @@ impl Pipeline {
         let run = supervise(Arc::clone(&self.spec), self.transforms, Arc::clone(&shared), stop.clone(), ready);
         let task = tokio::spawn(run);
         let running = RunningPipeline {
-            monitor: Some(tokio::spawn(watch_retention(Arc::clone(&self.spec), Arc::clone(&shared), stop.clone()))),
+            retention: Some(tokio::spawn(watch_retention(Arc::clone(&self.spec), Arc::clone(&shared), stop.clone()))),
             spec: self.spec,
             shared,
             _stop_on_drop: stop.clone().drop_guard(),

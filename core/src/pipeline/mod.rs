@@ -14,7 +14,7 @@ pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::{Registry, keys};
-pub use running::{Drained, RunningPipeline};
+pub use running::{Drained, Monitor, RunningPipeline};
 pub(crate) use status::Shared;
 pub use status::{PartitionState, Phase, SnapshotState, Status};
 

@@ -19,8 +19,22 @@ pub struct RunningPipeline {
     pub(super) shared: Arc<Shared>,
     pub(super) stop: CancellationToken,
     pub(super) task: Option<JoinHandle<Result<()>>>,
-    pub(super) monitor: Option<JoinHandle<()>>,
+    pub(super) retention: Option<JoinHandle<()>>,
     pub(super) _stop_on_drop: DropGuard,
+}
+
+/// Tells the status of a running pipeline; it does not keep it running.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    spec: Arc<Spec>,
+    shared: Arc<Shared>,
+}
+
+impl Monitor {
+    /// How far it is, now. Cheap.
+    pub fn status(&self) -> Status {
+        self.shared.status(&self.spec.name, self.spec.source.as_ref())
+    }
 }
 
 /// The answer of [`RunningPipeline::drain`].
@@ -28,6 +42,8 @@ pub struct RunningPipeline {
 pub struct Drained {
     /// Whether everything committed on the source before the call is durable in the target.
     pub drained: bool,
+    /// Whether the marker was reached: with open dead letters that is not enough.
+    pub marker_reached: bool,
     /// The place that was to be reached, for each partition.
     pub marker: BTreeMap<PartitionId, String>,
     /// What the target has, for each partition.
@@ -43,7 +59,8 @@ impl RunningPipeline {
     }
 
     /// Marks the present on the source and waits until everything committed before is durable in
-    /// the target, at most for `deadline` (`None`: without end).
+    /// the target, at most for `deadline` (`None`: without end). With dead letters open the answer
+    /// is `drained: false` as soon as the marker is reached.
     ///
     /// # Errors
     /// If the source cannot mark its present, or the pipeline ends meanwhile.
@@ -62,14 +79,15 @@ impl RunningPipeline {
         let now = self.shared.watermarks().borrow().clone();
         let words = |at: &Position| source.describe(at);
         Ok(Drained {
-            drained: reached,
+            drained: reached && now.dead_letters_open == 0,
+            marker_reached: reached,
             marker: marker.iter().map(|(id, p)| (id.clone(), words(p))).collect(),
             reached: now.partitions.iter().map(|(id, p)| (id.clone(), words(&p.position))).collect(),
             dead_letters_open: now.dead_letters_open,
         })
     }
 
-    /// True once every partition has reached its marker and no dead letter is open.
+    /// True once every partition has reached its marker.
     async fn reach(&self, marker: &BTreeMap<PartitionId, Position>) -> Result<bool> {
         let mut watermark = self.shared.watermarks();
         let mut phases = self.shared.phases();
@@ -79,7 +97,7 @@ impl RunningPipeline {
                 let passed = |(id, at): (&PartitionId, &Position)| {
                     now.partitions.get(id).is_some_and(|p| p.position.rank >= at.rank)
                 };
-                if marker.iter().all(passed) && now.dead_letters_open == 0 {
+                if marker.iter().all(passed) {
                     return Ok(true);
                 }
             }
@@ -106,8 +124,8 @@ impl RunningPipeline {
             None => Ok(()),
         };
         self.task = None;
-        if let Some(monitor) = self.monitor.take() {
-            monitor.abort();
+        if let Some(retention) = self.retention.take() {
+            retention.abort();
         }
         result
     }
@@ -116,6 +134,11 @@ impl RunningPipeline {
     pub async fn stop(mut self) -> Result<()> {
         self.stop.cancel();
         self.wait().await
+    }
+
+    /// A handle that tells the status while this one is busy.
+    pub fn monitor(&self) -> Monitor {
+        Monitor { spec: Arc::clone(&self.spec), shared: Arc::clone(&self.shared) }
     }
 
     /// A token that stops it when cancelled: for signal handlers, which a library does not install.

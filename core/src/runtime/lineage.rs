@@ -110,7 +110,10 @@ impl Lineage {
                 p.position = Some(progress.position.clone());
                 self.moved = true;
             }
-            p.safe_time = p.safe_time.max(progress.safe_time);
+            if p.safe_time < progress.safe_time {
+                p.safe_time = progress.safe_time;
+                self.moved = true;
+            }
         }
         for (id, read) in self.reading.iter().filter(|(_, r)| r.closed) {
             let Some(p) = self.partitions.get_mut(id) else { continue };
