@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What an author of a connector tests it with.
+
+pub mod generators;

@@ -1,0 +1,26 @@
+//! Orderers against a sequential oracle.
+
+mod drive;
+
+use anabranch_core::orderer::{ByTransaction, UnitLimits};
+use anabranch_testkit::generators::{History, Shape};
+use drive::{check_transactions, drive};
+use proptest::prelude::*;
+
+fn limits(max_changes: usize) -> UnitLimits {
+    UnitLimits { max_bytes: 1 << 20, max_changes }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn transactions_of_one_partition(
+        seed: u64, turns: u64, transactions in 0..40usize, max_changes in 1..30usize, max_batch in 1..12usize, limit in 1..10usize,
+    ) {
+        let shape = Shape { transactions, max_changes, max_batch, special: 10, ..Shape::of_seed(seed) };
+        let history = History::new(&shape)?;
+        let emitted = drive(&history, Box::new(ByTransaction::single(limits(limit))), turns);
+        check_transactions(&history, &emitted, limit);
+    }
+}
