@@ -52,6 +52,8 @@ struct Marks {
     token: Bytes,
     /// The last piece: its transaction and the least number its next change can have.
     last: Option<(Bytes, u64)>,
+    /// Where its reader resumed: what it gives up to here it has given in an earlier run.
+    resumed: Option<Rank>,
 }
 
 #[derive(Debug)]
@@ -105,6 +107,7 @@ impl Ledger {
             given: reach.clone(),
             done: reach,
             last: None,
+            resumed: from.map(|p| p.position.rank.clone()),
         });
         if let Some(from) = from {
             self.low.insert(partition.id.clone(), from.clone());
@@ -143,9 +146,20 @@ impl Ledger {
     /// Begins a mark; the one before it gets no more work.
     pub(super) fn begin(&mut self, track: Track) -> u64 {
         self.seal(track);
-        let marks = &mut self.tracks[track];
-        marks.marks.push_back(Mark { position: None, safe_time: None, open: true, to_give: 0, to_finish: 0 });
-        marks.first + marks.marks.len() as u64 - 1
+        self.tracks[track].marks.push_back(Mark {
+            position: None,
+            safe_time: None,
+            open: true,
+            to_give: 0,
+            to_finish: 0,
+        });
+        self.last(track)
+    }
+
+    /// The number of the last mark.
+    pub(super) fn last(&self, track: Track) -> u64 {
+        let marks = &self.tracks[track];
+        (marks.first + marks.marks.len() as u64).saturating_sub(1)
     }
 
     /// Adds work to the last mark.
@@ -155,8 +169,7 @@ impl Ledger {
             mark.to_give += count;
             mark.to_finish += count;
         }
-        let mark = (marks.first + marks.marks.len() as u64).saturating_sub(1);
-        Work { track, mark, count }
+        Work { track, mark: self.last(track), count }
     }
 
     /// Where the partition is once the last mark is passed.
@@ -172,6 +185,19 @@ impl Ledger {
             mark.open = false;
         }
         self.pass(track);
+    }
+
+    /// The work's mark gets no more of it.
+    pub(super) fn seal_mark(&mut self, track: Track, mark: u64) {
+        if let Some(mark) = self.mark(track, mark) {
+            mark.open = false;
+        }
+        self.pass(track);
+    }
+
+    /// Whether a change of this rank comes again, from before where the reader resumed.
+    pub(super) fn is_replay(&self, track: Track, rank: &Rank) -> bool {
+        self.tracks[track].resumed.as_ref().is_some_and(|r| rank <= r)
     }
 
     /// Whether more work may belong to the last mark.

@@ -1,7 +1,9 @@
 //! In which order, and on which lane, changes are applied.
 
 mod by_transaction;
+mod frontier;
 mod ledger;
+mod merge;
 mod transactions;
 
 use std::collections::BTreeMap;

@@ -85,7 +85,14 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn push(&mut self, run: Run) {
+    /// A transaction of which everything has arrived.
+    pub(super) fn whole(runs: impl IntoIterator<Item = Run>, work: Vec<Work>) -> Self {
+        let mut whole = Self { ended: true, work, ..Self::default() };
+        runs.into_iter().for_each(|run| whole.push(run));
+        whole
+    }
+
+    fn push(&mut self, run: Run) {
         if run.changes.is_empty() {
             return;
         }
