@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::model::{ChangeBatch, Partition, PartitionId, Position, Progress, Rank, Timestamp};
+use crate::model::{ChangeBatch, Partition, PartitionId, Piece, Position, Progress, Rank, Timestamp};
 
 /// The place of a partition in the ledger.
 pub(super) type Track = usize;
@@ -52,8 +52,10 @@ struct Marks {
     token: Bytes,
     /// The last piece: its transaction and the least number its next change can have.
     last: Option<(Bytes, u64)>,
+    /// A transaction that gave changes and has not ended.
+    unended: Option<Bytes>,
     /// Where its reader resumed: what it gives up to here it has given in an earlier run.
-    resumed: Option<Rank>,
+    resumed: Option<Progress>,
 }
 
 #[derive(Debug)]
@@ -107,7 +109,8 @@ impl Ledger {
             given: reach.clone(),
             done: reach,
             last: None,
-            resumed: from.map(|p| p.position.rank.clone()),
+            unended: None,
+            resumed: from.cloned(),
         });
         if let Some(from) = from {
             self.low.insert(partition.id.clone(), from.clone());
@@ -141,6 +144,18 @@ impl Ledger {
             marks.last = Some((rank.clone(), next));
         }
         Ok(track)
+    }
+
+    /// Whether the piece goes on with a transaction that an earlier piece gave changes of.
+    pub(super) fn goes_on(&mut self, track: Track, piece: &Piece) -> bool {
+        let unended = &mut self.tracks[track].unended;
+        let goes_on = unended.as_ref() == Some(&piece.transaction.rank);
+        if piece.end.is_some() {
+            *unended = None;
+        } else if !piece.changes.is_empty() {
+            *unended = Some(piece.transaction.rank.clone());
+        }
+        goes_on
     }
 
     /// Begins a mark; the one before it gets no more work.
@@ -197,7 +212,12 @@ impl Ledger {
 
     /// Whether a change of this rank comes again, from before where the reader resumed.
     pub(super) fn is_replay(&self, track: Track, rank: &Rank) -> bool {
-        self.tracks[track].resumed.as_ref().is_some_and(|r| rank <= r)
+        self.tracks[track].resumed.as_ref().is_some_and(|r| *rank <= r.position.rank)
+    }
+
+    /// The safe time with which the reader resumed.
+    pub(super) fn resumed_safe_time(&self, track: Track) -> Option<Timestamp> {
+        self.tracks[track].resumed.as_ref().and_then(|p| p.safe_time)
     }
 
     /// Whether more work may belong to the last mark.

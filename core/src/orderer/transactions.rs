@@ -38,15 +38,15 @@ pub(super) fn change_bytes(batch: &ChangeBatch) -> usize {
 }
 
 /// Appends a run; one that goes on where the last one ended becomes part of it.
-pub(super) fn append(slices: &mut Vec<Slice>, run: &Run) {
+pub(super) fn append(slices: &mut Vec<Slice>, of: BatchId, run: Range<u32>) {
     if let Some(Slice { batch, changes: Selection::Range(last) }) = slices.last_mut()
-        && *batch == run.batch
-        && last.end == run.changes.start
+        && *batch == of
+        && last.end == run.start
     {
-        last.end = run.changes.end;
+        last.end = run.end;
         return;
     }
-    slices.push(Slice { batch: run.batch, changes: Selection::Range(run.changes.clone()) });
+    slices.push(Slice { batch: of, changes: Selection::Range(run) });
 }
 
 /// A number of changes and their bytes.
@@ -67,10 +67,6 @@ impl Size {
 
     pub(super) fn minus(self, other: Self) -> Self {
         Self { changes: self.changes.saturating_sub(other.changes), bytes: self.bytes.saturating_sub(other.bytes) }
-    }
-
-    fn of_limits(limits: &UnitLimits) -> Self {
-        Self { changes: limits.max_changes, bytes: limits.max_bytes }
     }
 }
 
@@ -102,7 +98,7 @@ impl Waiting {
 
     /// Moves as many changes as the limits allow into `slices`.
     fn take(&mut self, limits: &UnitLimits, slices: &mut Vec<Slice>) {
-        let mut room = Size::of_limits(limits);
+        let mut room = limits.room(Size::default());
         while let Some(run) = self.runs.front_mut() {
             let Some(front) = run.split_front(room, slices.is_empty()) else { return };
             if run.changes.is_empty() {
@@ -111,7 +107,7 @@ impl Waiting {
             let size = front.size();
             room = room.minus(size);
             self.size = self.size.minus(size);
-            append(slices, &front);
+            append(slices, front.batch, front.changes);
         }
     }
 }
@@ -216,7 +212,7 @@ impl Transactions {
         let (mut slices, mut work, mut size, mut transactions) = (Vec::new(), Vec::new(), Size::default(), 0);
         while self.queue.front().is_some_and(|t| t.ended && size.plus(t.size).fits(&self.limits)) {
             let Some(whole) = self.queue.pop_front() else { break };
-            whole.runs.iter().for_each(|run| append(&mut slices, run));
+            whole.runs.into_iter().for_each(|run| append(&mut slices, run.batch, run.changes));
             work.extend(whole.work);
             size = size.plus(whole.size);
             transactions += 1;
