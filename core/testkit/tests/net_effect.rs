@@ -32,7 +32,11 @@ fn run(seed: u64, full_old_rows: bool, unsent: bool, batch_changes: usize, keys:
         let mut source = generator.source().batch_changes(batch_changes);
         for table in &tables {
             source = if full_old_rows { source.full_old_rows(&table.name) } else { source };
-            source = if unsent { source.unsent_columns(&table.name, &(0..table.columns.len()).collect::<Vec<_>>()) } else { source };
+            source = if unsent {
+                source.unsent_columns(&table.name, &(0..table.columns.len()).collect::<Vec<_>>())
+            } else {
+                source
+            };
         }
         generator.write(&source, 30, 12);
 
