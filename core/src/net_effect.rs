@@ -136,7 +136,7 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// `1.50` and `1.5`, `-0` and `0` are one key.
-fn plain_number<'a>(data_type: &DataType, text: &'a str) -> &'a str {
+pub(crate) fn plain_number<'a>(data_type: &DataType, text: &'a str) -> &'a str {
     let text = match data_type {
         DataType::Decimal { .. } if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.'),
         DataType::Decimal { .. } | DataType::Float32 | DataType::Float64 => text,
