@@ -1,0 +1,78 @@
+//! What SQLite's result codes ask for.
+//!
+//! Source: <https://www.sqlite.org/rescode.html>.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use anabranch_core::{Error, ErrorKind};
+use rusqlite::ffi::{self, ErrorCode};
+
+/// An error of anything but COMMIT, by its code: `doing` says what was tried.
+pub(crate) fn failed(path: &Path, doing: impl Display, error: rusqlite::Error) -> Error {
+    let file = path.display();
+    let text = message(&error);
+    let Some(code) = code(&error) else {
+        return Error::fatal(format!("{file}: {doing}: {text}"));
+    };
+    let (kind, hint) = match code {
+        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed => {
+            (ErrorKind::Transient, "another connection holds the write lock")
+        }
+        ErrorCode::DiskFull => (ErrorKind::Transient, "the disk is full: free some space"),
+        ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory | ErrorCode::OperationInterrupted => {
+            (ErrorKind::Transient, "")
+        }
+        ErrorCode::ReadOnly => (ErrorKind::Config, "make the file and its folder writable"),
+        ErrorCode::CannotOpen | ErrorCode::PermissionDenied => {
+            (ErrorKind::Config, "check the path and the rights of its folder")
+        }
+        ErrorCode::NotADatabase => (ErrorKind::Config, "the file is not an SQLite database: name another one"),
+        ErrorCode::ConstraintViolation
+        | ErrorCode::TypeMismatch
+        | ErrorCode::TooBig
+        | ErrorCode::ParameterOutOfRange => (ErrorKind::Rejected, ""),
+        ErrorCode::DatabaseCorrupt => (ErrorKind::Fatal, "the file is damaged: restore it, or copy anew"),
+        // A statement that does not fit the tables: they were changed by someone else.
+        ErrorCode::Unknown | ErrorCode::SchemaChanged | ErrorCode::AuthorizationForStatementDenied => {
+            (ErrorKind::Config, "")
+        }
+        _ => (ErrorKind::Fatal, ""),
+    };
+    let error = Error::new(kind, format!("{file}: {doing}: {text}"));
+    if hint.is_empty() { error } else { error.hint(hint) }
+}
+
+/// An error of COMMIT. Only a lock that was not had is known to have done nothing: the commit
+/// record may have reached the log before the write or the sync after it failed, and recovery
+/// would then find it.
+pub(crate) fn commit_failed(path: &Path, error: rusqlite::Error) -> Error {
+    let busy = matches!(code(&error), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked));
+    let error = failed(path, "cannot commit", error);
+    if busy { error } else { error.with_kind(ErrorKind::Indeterminate) }
+}
+
+/// Whether a unique key refused the row, which another order of rows may cure.
+pub(crate) fn is_unique_violation(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|e| {
+        matches!(
+            e.extended_code,
+            ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID
+        )
+    })
+}
+
+fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
+    match error {
+        rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
+        other => other.sqlite_error_code(),
+    }
+}
+
+fn message(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(_, Some(text)) => text.clone(),
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        other => other.to_string(),
+    }
+}
