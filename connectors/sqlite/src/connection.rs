@@ -124,3 +124,40 @@ impl Database {
 pub(crate) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
+
+#[cfg(test)]
+mod tests {
+    use anabranch_core::ErrorKind;
+
+    use super::*;
+
+    fn database() -> (tempfile::TempDir, Database) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        (folder, Settings { path, busy_timeout: BUSY_TIMEOUT }.connect().unwrap())
+    }
+
+    #[test]
+    fn a_commit_survives_a_power_cut_and_nothing_cascades() {
+        let (_folder, db) = database();
+        let pragma = |name: &str| db.conn.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(pragma("synchronous"), 2, "FULL");
+        assert_eq!(pragma("foreign_keys"), 0);
+        let mode: String = db.conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn a_full_disk_is_transient_and_leaves_nothing() {
+        let (_folder, db) = database();
+        db.conn.execute_batch("CREATE TABLE t (x); PRAGMA max_page_count = 4").unwrap();
+        let transaction = db.begin().unwrap();
+        let done = db.conn.execute("INSERT INTO t VALUES (zeroblob(100000))", []);
+        let error = db.told("cannot write", done).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Transient);
+        assert!(error.to_string().contains("the disk is full"), "{error}");
+        drop(transaction);
+        let count: i64 = db.conn.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 0);
+    }
+}

@@ -76,3 +76,43 @@ fn message(error: &rusqlite::Error) -> String {
         other => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(code: i32) -> rusqlite::Error {
+        rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some("said SQLite".to_owned()))
+    }
+
+    #[test]
+    fn codes_ask_for_what_they_should() {
+        let cases = [
+            (ffi::SQLITE_BUSY, ErrorKind::Transient),
+            (ffi::SQLITE_LOCKED, ErrorKind::Transient),
+            (ffi::SQLITE_FULL, ErrorKind::Transient),
+            (ffi::SQLITE_IOERR_FSYNC, ErrorKind::Transient),
+            (ffi::SQLITE_READONLY, ErrorKind::Config),
+            (ffi::SQLITE_CANTOPEN, ErrorKind::Config),
+            (ffi::SQLITE_NOTADB, ErrorKind::Config),
+            (ffi::SQLITE_CONSTRAINT_CHECK, ErrorKind::Rejected),
+            (ffi::SQLITE_CONSTRAINT_DATATYPE, ErrorKind::Rejected),
+            (ffi::SQLITE_MISMATCH, ErrorKind::Rejected),
+            (ffi::SQLITE_TOOBIG, ErrorKind::Rejected),
+            (ffi::SQLITE_CORRUPT, ErrorKind::Fatal),
+        ];
+        for (code, kind) in cases {
+            let error = failed(Path::new("/data/t.db"), "cannot write", of(code));
+            assert_eq!(error.kind(), kind, "{error}");
+            assert!(error.to_string().starts_with("/data/t.db: cannot write: said SQLite"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_commit_that_failed_may_have_happened() {
+        let kind = |code| commit_failed(Path::new("t.db"), of(code)).kind();
+        assert_eq!(kind(ffi::SQLITE_BUSY), ErrorKind::Transient);
+        assert_eq!(kind(ffi::SQLITE_FULL), ErrorKind::Indeterminate);
+        assert_eq!(kind(ffi::SQLITE_IOERR_FSYNC), ErrorKind::Indeterminate);
+    }
+}
