@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What tests of anabranch and of connectors share.
+
+pub mod history;
