@@ -11,7 +11,7 @@
 //! - [`Workload`] makes random transactions, from a seed, over the tables of [`TABLES`]: what is
 //!   hard to replicate is in there.
 //! - The source itself keeps the history ([`source_ddl`]): triggers write every row before and after
-//!   each change into a table `history.audit`, and a slot of `test_decoding` tells the order of the
+//!   each change into a table `history.audit`, and a slot of its own tells the order of the
 //!   commits. Neither depends on how the pipeline reads.
 //! - [`Checker`] replays the commits one by one and compares each [`Observation`] of the target,
 //!   row for row, with the state after the prefix of the history that it claims to be.

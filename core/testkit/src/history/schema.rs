@@ -23,8 +23,8 @@ const DEFINITIONS: &[(&str, &str)] = &[
 ];
 
 /// Everything the source needs, as one script: tables, the publication `workload` of all of them,
-/// the schema `history` with the audit table and its triggers, the slot `history`, the functions
-/// that the transactions of the [`Workload`](super::Workload) call.
+/// the schema `history` with the audit table and its triggers, the slot `history` (and a publication
+/// of that name, of `journal` alone), the functions that the transactions of the [`Workload`](super::Workload) call.
 pub fn source_ddl() -> Vec<String> {
     let mut ddl = String::new();
     for (name, columns) in DEFINITIONS {
@@ -40,7 +40,7 @@ pub fn source_ddl() -> Vec<String> {
     }
     ddl.push_str(FUNCTIONS);
     // A slot cannot be made in a transaction that has written.
-    vec![ddl, "SELECT pg_create_logical_replication_slot('history', 'test_decoding')".to_owned()]
+    vec![ddl, "SELECT pg_create_logical_replication_slot('history', 'pgoutput')".to_owned()]
 }
 
 /// The same tables for a PostgreSQL target, constraints included, without what keeps the history.
@@ -52,7 +52,11 @@ pub fn target_ddl() -> String {
 /// Reads, without consuming them, the transaction ids and the ends of the commits since the slot
 /// `history` was advanced, in commit order.
 pub fn commits_query() -> &'static str {
-    "SELECT xid::text, lsn::text FROM pg_logical_slot_peek_changes('history', NULL, 20000) WHERE data LIKE 'COMMIT%'"
+    // 67 is `C`, the message of a commit (manual, "Logical Replication Message Formats"). Of the changes,
+    // the plugin writes only those of `journal`: writing all of them would take most of the time.
+    "SELECT xid::text, lsn::text
+     FROM pg_logical_slot_peek_binary_changes('history', NULL, NULL, 'proto_version', '1', 'publication_names', 'history')
+     WHERE get_byte(data, 0) = 67"
 }
 
 /// Reads the changes of the transactions `$1` (`text[]`): transaction id, table, old and new row
@@ -63,6 +67,7 @@ pub fn audit_query() -> &'static str {
 
 const HISTORY: &str = r#"
 CREATE SCHEMA history;
+CREATE PUBLICATION history FOR TABLE journal WITH (publish = 'insert');
 CREATE TABLE history.audit (seq bigserial PRIMARY KEY, xid text NOT NULL, tab int4 NOT NULL, old_row text[], new_row text[]);
 CREATE INDEX ON history.audit (xid);
 CREATE FUNCTION history.short(t text) RETURNS text IMMUTABLE LANGUAGE sql AS $$
