@@ -112,15 +112,20 @@ pub fn has_comparable_key(schema: &TableSchema) -> bool {
 pub fn key_bytes(schema: &TableSchema, row: RowRef<'_>, out: &mut Vec<u8>) {
     for &k in &schema.key {
         let index = usize::from(k);
-        match row.get(index) {
-            ValueRef::Unchanged => out.push(b'u'),
-            ValueRef::Null => out.push(b'n'),
-            ValueRef::Bool(v) => put(out, if v { b"t" } else { b"f" }),
-            ValueRef::Int(v) => put(out, v.to_string().as_bytes()),
-            ValueRef::Float(v) => put(out, (v + 0.0).to_string().as_bytes()),
-            ValueRef::Text(v) => put(out, plain_number(&schema.columns[index].data_type, v).as_bytes()),
-            ValueRef::Bytes(v) => put(out, v),
-        }
+        value_bytes(&schema.columns[index].data_type, row.get(index), out);
+    }
+}
+
+/// One value of a key: equal values of one type give equal bytes.
+pub(crate) fn value_bytes(data_type: &DataType, value: ValueRef<'_>, out: &mut Vec<u8>) {
+    match value {
+        ValueRef::Unchanged => out.push(b'u'),
+        ValueRef::Null => out.push(b'n'),
+        ValueRef::Bool(v) => put(out, if v { b"t" } else { b"f" }),
+        ValueRef::Int(v) => put(out, v.to_string().as_bytes()),
+        ValueRef::Float(v) => put(out, (v + 0.0).to_string().as_bytes()),
+        ValueRef::Text(v) => put(out, plain_number(data_type, v).as_bytes()),
+        ValueRef::Bytes(v) => put(out, v),
     }
 }
 

