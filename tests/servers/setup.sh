@@ -53,6 +53,7 @@ pip_install() {
 }
 
 main() {
+  reason="unknown"
   mkdir -p "$cache" || { say "cannot write to $cache"; return; }
   log="$cache/setup.log"
   if have_pg15 || { say "installing PostgreSQL 15"; apt_install postgresql-15; } && have_pg15; then
