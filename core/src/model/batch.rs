@@ -207,6 +207,30 @@ impl ChangeBatch {
             + d.pieces.capacity() * (size_of::<Piece>() + 48)
     }
 
+    /// The same changes under other schemas, one for each of [`ChangeBatch::schemas`], of the same width.
+    pub(crate) fn with_schemas(mut self, schemas: Vec<Arc<TableSchema>>) -> Self {
+        debug_assert!(self.schemas.iter().map(|s| s.columns.len()).eq(schemas.iter().map(|s| s.columns.len())));
+        self.schemas = schemas;
+        self
+    }
+
+    /// The same changes with the shards that `choose` gives; `None` leaves a change's shard as it is.
+    pub(crate) fn with_shards(
+        mut self,
+        mut choose: impl FnMut(ChangeRef<'_>) -> Result<Option<Arc<str>>>,
+    ) -> Result<Self> {
+        let chosen: Vec<_> = self.changes().map(&mut choose).collect::<Result<_>>()?;
+        for (record, shard) in self.data.records.iter_mut().zip(chosen) {
+            let Some(shard) = shard else { continue };
+            let known = self.data.shards.iter().position(|s| *s == shard);
+            record.shard = known.unwrap_or(self.data.shards.len()) as u32;
+            if known.is_none() {
+                self.data.shards.push(shard);
+            }
+        }
+        Ok(self)
+    }
+
     /// The batch as bytes, for a spill file. Schemas stay in memory: give them back to [`ChangeBatch::unspill`].
     pub(crate) fn spill(&self) -> Result<Vec<u8>> {
         postcard::to_stdvec(&self.data).map_err(|e| Error::fatal("cannot encode a batch for spilling").because(e))
@@ -231,6 +255,11 @@ impl<'a> ChangeRef<'a> {
     /// What happened.
     pub fn op(self) -> Op {
         self.record.op
+    }
+
+    /// The batch that it is borrowed from.
+    pub fn batch(self) -> &'a ChangeBatch {
+        self.batch
     }
 
     /// The table, as it was then.
@@ -408,6 +437,8 @@ pub struct BatchBuilder {
     schemas: Vec<Arc<TableSchema>>,
     data: Data,
     open: Option<Piece>,
+    /// The open piece stays even without changes: it tells that the transaction begins here.
+    keep_empty: bool,
     problem: Option<String>,
 }
 
@@ -429,6 +460,7 @@ impl BatchBuilder {
                 lag_bytes: None,
             },
             open: None,
+            keep_empty: false,
             problem: None,
         }
     }
@@ -451,6 +483,30 @@ impl BatchBuilder {
         let at = self.data.records.len() as u32;
         self.open =
             Some(Piece { transaction, changes: at..at, first_sequence: sequence, first: sequence == 1, end: None });
+    }
+
+    /// Goes on as `piece` of another batch does, whose changes are copied to this one: the same
+    /// transaction, the same numbers, and kept even if none of its changes is.
+    pub fn begin_like(&mut self, piece: &Piece) {
+        self.begin(piece.transaction.clone(), piece.first_sequence);
+        if let Some(open) = &mut self.open {
+            open.first = piece.first;
+        }
+        self.keep_empty = piece.first;
+    }
+
+    /// The next change has this number in the open transaction: those between are left out, and
+    /// the numbers (the ranks) of the others stay what they are.
+    pub fn skip_to(&mut self, sequence: u64) {
+        let at = self.data.records.len() as u32;
+        let Some(open) = &mut self.open else { return };
+        if open.changes.start == at {
+            open.first_sequence = sequence;
+        } else if open.first_sequence + u64::from(at - open.changes.start) != sequence {
+            let transaction = open.transaction.clone();
+            self.close_piece(None);
+            self.open = Some(Piece { transaction, changes: at..at, first_sequence: sequence, first: false, end: None });
+        }
     }
 
     /// Ends the open transaction; `end` is the position after it.
@@ -589,10 +645,11 @@ impl BatchBuilder {
 
     fn close_piece(&mut self, end: Option<Position>) {
         self.check_row();
+        let keep_empty = std::mem::take(&mut self.keep_empty);
         if let Some(mut piece) = self.open.take() {
             piece.changes.end = self.data.records.len() as u32;
             piece.end = end;
-            if !piece.changes.is_empty() || piece.end.is_some() {
+            if !piece.changes.is_empty() || piece.end.is_some() || keep_empty {
                 self.data.pieces.push(piece);
             }
         }
