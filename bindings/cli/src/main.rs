@@ -1,2 +1,90 @@
-//! Placeholder.
-fn main() {}
+//! The `anabranch` command: runs and watches the pipeline of a configuration file.
+//!
+//! Exit codes: 0 done, 1 failed, 2 configuration, 3 needs an operator.
+
+mod commands;
+mod exit;
+mod load;
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Carries the committed changes of one database to another, in order, each exactly once in effect.
+#[derive(Debug, Parser)]
+#[command(
+    name = "anabranch",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 configuration, 3 needs an operator.\nLog: set ANABRANCH_LOG=info (or debug)."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the pipeline until it is stopped (Ctrl-C or SIGTERM finish what is under way).
+    Run {
+        /// The configuration file.
+        file: PathBuf,
+        /// Stop when everything committed on the source before now is in the target.
+        #[arg(long)]
+        until_drained: bool,
+    },
+    /// Connect to both sides and print how every column would be stored. Writes no row.
+    Check {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Print how far the pipeline is, from what it has stored.
+    Status {
+        /// The configuration file.
+        file: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List, show, retry or skip changes that the target refused.
+    DeadLetters {
+        /// The configuration file.
+        file: PathBuf,
+        #[command(subcommand)]
+        action: commands::dead_letters::Action,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("error: cannot start the runtime: {e}");
+            return ExitCode::from(exit::FAILED);
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Run { file, until_drained } => commands::run::run(&file, until_drained).await,
+            Command::Check { file } => commands::check::check(&file).await,
+            Command::Status { file, json } => commands::status::status(&file, json).await,
+            Command::DeadLetters { file, action } => commands::dead_letters::dead_letters(&file, action).await,
+        }
+    });
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {}", error.report());
+            ExitCode::from(exit::code(error.kind()))
+        }
+    }
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ANABRANCH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

@@ -1,5 +1,7 @@
 //! From source tables to target tables, and what becomes of each type on the way.
 
+pub mod preflight;
+
 use std::fmt::{self, Debug};
 
 use async_trait::async_trait;

@@ -280,6 +280,11 @@ impl<'a> ChangeRef<'a> {
         self.record.schema as usize
     }
 
+    /// The partition it is from.
+    pub fn partition(self) -> &'a PartitionId {
+        self.batch.partition()
+    }
+
     /// Its place in the batch.
     pub fn index(self) -> u32 {
         self.index

@@ -167,6 +167,32 @@ impl Unit {
         self.changes().filter(|c| !matches!(c.op(), Op::Message | Op::Schema)).count() as u64
     }
 
+    /// The unit with only those changes for which `keep` is true; everything else as it is.
+    #[must_use]
+    pub fn retain(&self, mut keep: impl FnMut(ChangeRef<'_>) -> bool) -> Unit {
+        let mut slices = Vec::with_capacity(self.slices.len());
+        for slice in &self.slices {
+            let kept: Vec<u32> = slice.changes.iter().filter(|&i| keep(slice.batch.change(i as usize))).collect();
+            if !kept.is_empty() {
+                slices.push(UnitSlice { batch: Arc::clone(&slice.batch), changes: Selection::List(kept) });
+            }
+        }
+        Unit { slices, progress: self.progress.clone(), ..*self }
+    }
+
+    /// The changes at places `range` of this unit, with the progress `progress`.
+    #[must_use]
+    pub fn part_of(&self, range: Range<usize>, progress: Vec<Progress>) -> Unit {
+        let mut place = 0;
+        let mut part = self.retain(|_| {
+            place += 1;
+            range.contains(&(place - 1))
+        });
+        part.progress = progress;
+        part.transactions = 0;
+        part
+    }
+
     /// One unit for each source transaction in it, in order, each with the progress that goes with
     /// it; the last carries what this unit carries. A unit of one transaction gives itself.
     #[must_use]

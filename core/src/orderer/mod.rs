@@ -1,10 +1,31 @@
 //! In which order, and on which lane, changes are applied.
 
+mod by_transaction;
+mod ledger;
+mod transactions;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use crate::error::Result;
 use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Progress, UnitId};
+
+pub use by_transaction::ByTransaction;
+
+/// How large a unit may become. A unit is cut, or a transaction passed on in parts, before it
+/// exceeds either; one change is always taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitLimits {
+    /// Bytes of memory of its changes, about.
+    pub max_bytes: usize,
+    /// Changes.
+    pub max_changes: usize,
+}
+
+/// Units that are handed out on a lane and not yet complete: one that is written, and one that
+/// waits so that the writer never does. Everything else is held back, so that small transactions
+/// merge while the writer is busy.
+const MAX_IN_FLIGHT: usize = 2;
 
 /// Decides the order of application.
 ///
@@ -36,9 +57,13 @@ pub trait Orderer: Debug + Send {
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()>;
 
     /// The next unit that may be applied now, if there is one.
-    fn next_ready(&mut self) -> Option<OrderedUnit>;
+    ///
+    /// # Errors
+    /// [`Fatal`](crate::ErrorKind::Fatal) if a source sent less or more of a transaction than it announced.
+    fn next_ready(&mut self) -> Result<Option<OrderedUnit>>;
 
-    /// A unit is durable.
+    /// A unit is durable. A part that does not end its target transaction may be completed when it
+    /// is taken, or together with the last part.
     fn complete(&mut self, unit: UnitId);
 
     /// For each partition, how far everything is durable without a hole. Moves forward only.

@@ -1,0 +1,94 @@
+//! `anabranch dead-letters`
+
+use std::path::Path;
+
+use anabranch::{DeadLetter, Error, LetterClass, LetterState, Result};
+use clap::Subcommand;
+
+use crate::{exit, load};
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// List those that are open or held.
+    List {
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+        /// At most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Print one with its row.
+    Show {
+        /// Its id.
+        id: String,
+    },
+    /// Have the running pipeline (or the next run) try these again, also if they were given up.
+    Retry {
+        /// Their ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Leave these out for good: their changes will be missing in the target.
+    Skip {
+        /// Their ids.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+}
+
+/// Lists or marks dead letters. Marks are obeyed by whichever process runs the pipeline.
+pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
+    let pipeline = load::pipeline(file)?;
+    let name = pipeline.name().to_owned();
+    let store = pipeline
+        .dead_letters()
+        .ok_or_else(|| Error::config("dead_letters.type", "this pipeline has no dead-letter store"))?;
+    let find = async |id: &str| {
+        store.get(&name, id).await?.ok_or_else(|| Error::config("dead letter", format!("there is no letter {id}")))
+    };
+    match action {
+        Action::List { json, limit } => {
+            let letters = store.list(&name, &[LetterState::Open, LetterState::Held], None, limit).await?;
+            for letter in &letters {
+                if json { println!("{}", as_json(letter, false)?) } else { print_line(letter) }
+            }
+            if letters.is_empty() && !json {
+                println!("no dead letters are open");
+            }
+        }
+        Action::Show { id } => println!("{}", as_json(&find(&id).await?, true)?),
+        Action::Retry { ids } => {
+            for id in ids {
+                let mut letter = find(&id).await?;
+                letter.class = LetterClass::Retry;
+                letter.attempts = 0;
+                store.put(&name, &[letter]).await?;
+                println!("{id}: will be tried again");
+            }
+        }
+        Action::Skip { ids } => {
+            for id in ids {
+                let mut letter = find(&id).await?;
+                letter.state = LetterState::Skipped;
+                letter.class = LetterClass::Skip;
+                store.put(&name, &[letter]).await?;
+                println!("{id}: skipped");
+            }
+        }
+    }
+    Ok(exit::DONE)
+}
+
+fn as_json(letter: &DeadLetter, pretty: bool) -> Result<String> {
+    let text = if pretty { serde_json::to_string_pretty(letter) } else { serde_json::to_string(letter) };
+    text.map_err(|e| Error::fatal("cannot write JSON").because(e))
+}
+
+fn print_line(letter: &DeadLetter) {
+    println!(
+        "{}  {:?} {:?}  {:?} on {}  tried {} times: {}",
+        letter.id, letter.state, letter.class, letter.op, letter.schema.name, letter.attempts, letter.reason
+    );
+}

@@ -1,0 +1,6 @@
+//! One file for each command.
+
+pub(crate) mod check;
+pub(crate) mod dead_letters;
+pub(crate) mod run;
+pub(crate) mod status;

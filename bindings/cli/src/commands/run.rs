@@ -1,0 +1,75 @@
+//! `anabranch run`
+
+use std::path::Path;
+
+use anabranch::{Error, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::progress::Progress;
+use crate::{exit, load};
+
+/// Runs until stopped, drained or failed.
+pub(crate) async fn run(file: &Path, until_drained: bool) -> Result<u8> {
+    let pipeline = load::pipeline(file)?;
+    let listen = |kind| signal(kind).map_err(|e| Error::fatal("cannot listen for signals").because(e));
+    let (mut interrupted, mut terminated) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let mut running = tokio::select! {
+        biased;
+        // 1. and 2. Nothing has begun: there is nothing to finish.
+        _ = interrupted.recv() => return Ok(exit::DONE),
+        _ = terminated.recv() => return Ok(exit::DONE),
+        // 3. Both sides are checked.
+        started = pipeline.start() => started?,
+    };
+    let mut progress = Progress::new();
+    let mut tick = tokio::time::interval(progress.period());
+    let shown = running.monitor();
+    let stopper = running.stopper();
+    let mut stopping = false;
+    let mut code = exit::DONE;
+    let result = {
+        let work = async {
+            if until_drained {
+                let drained = running.drain(None).await;
+                let ended = match &drained {
+                    Ok(_) => running.stop().await,
+                    Err(_) => running.wait().await,
+                };
+                ended.and(drained.map(Some))
+            } else {
+                running.wait().await.map(|()| None)
+            }
+        };
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                // 1. The end.
+                result = &mut work => break result,
+                // 2. and 3. Finish what is under way; a second signal ends at once.
+                _ = interrupted.recv() => if std::mem::replace(&mut stopping, true) { return Ok(exit::FAILED) } else { stopper.cancel() },
+                _ = terminated.recv() => if std::mem::replace(&mut stopping, true) { return Ok(exit::FAILED) } else { stopper.cancel() },
+                // 4. The progress line.
+                _ = tick.tick() => progress.show(&shown.status()),
+            }
+        }
+    };
+    progress.show(&shown.status());
+    progress.end();
+    match result {
+        Ok(Some(drained)) if !drained.drained => {
+            eprintln!(
+                "{} dead letters are open: see `anabranch dead-letters {} list`",
+                drained.dead_letters_open,
+                file.display()
+            );
+            code = exit::OPERATOR;
+        }
+        Ok(Some(_)) => println!("drained: everything committed before the start of the drain is in the target"),
+        Ok(None) => {}
+        // Asked to stop while it waited for the drain: an orderly end too.
+        Err(_) if stopping => {}
+        Err(e) => return Err(e),
+    }
+    Ok(code)
+}

@@ -1,0 +1,14 @@
+//! Reads a configuration file.
+
+use std::path::Path;
+
+use anabranch::pipeline::PipelineConfig;
+use anabranch::{Error, Pipeline, Result, registry};
+
+/// The pipeline of this file. No connection is made.
+pub(crate) fn pipeline(file: &Path) -> Result<Pipeline> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::config(file.display(), "cannot be read").because(e))?;
+    PipelineConfig::parse(&text)
+        .and_then(|config| registry().pipeline(config))
+        .map_err(|e| e.context(file.display().to_string()))
+}

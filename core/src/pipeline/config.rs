@@ -1,0 +1,185 @@
+//! The configuration file, as serde sees it. The command line and the wheel read it too.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Table;
+
+use super::{OnRejected, Order, SnapshotMode};
+use crate::error::{Error, Result};
+
+/// A whole configuration file.
+///
+/// ```
+/// use anabranch_core::pipeline::PipelineConfig;
+/// let config = PipelineConfig::parse(r#"
+///     [pipeline]
+///     name = "orders-dr"
+///     [source]
+///     type = "postgres"
+///     url = "env:SOURCE_URL"
+///     [sink]
+///     type = "sqlite"
+///     path = "orders.db"
+///     create_tables = true
+/// "#)?;
+/// assert_eq!(config.pipeline.name, "orders-dr");
+/// # Ok::<(), anabranch_core::Error>(())
+/// ```
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineConfig {
+    /// `[pipeline]`
+    pub pipeline: PipelineSection,
+    /// `[source]`: `type`, `snapshot`, and the connector's own keys.
+    pub source: Table,
+    /// `[sink]`: `type`, `create_tables`, and the connector's own keys.
+    pub sink: Table,
+    /// `[checkpoint]`: `type` and its keys. Default: in the sink, where it can.
+    #[serde(default)]
+    pub checkpoint: Option<CheckpointConfig>,
+    /// `[dead_letters]`
+    #[serde(default)]
+    pub dead_letters: DeadLetterConfig,
+    /// `[mapping]`
+    #[serde(default)]
+    pub mapping: MappingConfig,
+    /// `[[transform]]`, in order.
+    #[serde(default)]
+    pub transform: Vec<Table>,
+}
+
+/// `[pipeline]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineSection {
+    /// The pipeline's name: the key of its progress.
+    pub name: String,
+    /// `transaction` (default), `key`, `window` or `arrival`.
+    #[serde(default)]
+    order: OrderName,
+    /// Lanes of the orders `key` (default 4) and `window` (default 1).
+    lanes: Option<u32>,
+    /// Length of the windows of the order `window`. Default 10.
+    window_seconds: Option<f64>,
+    /// Byte budget of changes in memory, in MiB. Default 64.
+    #[serde(default)]
+    pub memory_mib: Option<usize>,
+    /// How many chunks are copied at a time. Default 4.
+    #[serde(default)]
+    pub snapshot_workers: Option<u32>,
+    /// How long stopping may take. Default 30.
+    #[serde(default)]
+    pub stop_seconds: Option<u64>,
+    /// How many retries in a row without progress are made before giving up. Default: no limit.
+    #[serde(default)]
+    pub retries: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OrderName {
+    #[default]
+    Transaction,
+    Key,
+    Window,
+    Arrival,
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Deserialize)]
+pub struct CheckpointConfig {
+    /// `sink` (the default where the sink can), `memory`, `file`, `sqlite`, `postgres`, `mysql`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The keys of that type.
+    #[serde(flatten)]
+    pub rest: Table,
+}
+
+/// `[dead_letters]`
+#[derive(Debug, Default, Deserialize)]
+pub struct DeadLetterConfig {
+    /// `stop` (default), `halt_shard` or `dead_letter`.
+    #[serde(default)]
+    pub on_rejected: OnRejected,
+    /// How often a letter is tried again by itself. Default 10.
+    pub max_attempts: Option<u32>,
+    /// `sink` (the default where the sink can), `memory`, `file`, `sqlite`, `postgres`, `mysql`.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The keys of that type.
+    #[serde(flatten)]
+    pub rest: Table,
+}
+
+/// `[mapping]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MappingConfig {
+    /// Accepted lossy columns: `"table.column"`, `"schema.table.column"`, or `"type:numeric"`.
+    #[serde(default)]
+    pub lossy: Vec<String>,
+}
+
+impl PipelineConfig {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config), with the line and the key at fault; values are not shown.
+    pub fn parse(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| {
+            let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+            let place = line.map_or_else(|| "configuration".to_owned(), |n| format!("line {n}"));
+            Error::config(place, e.message())
+        })
+    }
+
+    /// Takes `source.snapshot`, which belongs to the pipeline, out of the source's table.
+    pub(super) fn take_snapshot(&mut self) -> Result<SnapshotMode> {
+        match self.source.remove("snapshot") {
+            None => Ok(SnapshotMode::default()),
+            Some(value) => {
+                value.try_into().map_err(|_| Error::config("source.snapshot", "must be initial, never or only"))
+            }
+        }
+    }
+
+    /// Takes `sink.create_tables`, which belongs to the pipeline, out of the sink's table.
+    pub(super) fn take_create_tables(&mut self) -> Result<bool> {
+        match self.sink.remove("create_tables") {
+            None => Ok(false),
+            Some(toml::Value::Boolean(create)) => Ok(create),
+            Some(_) => Err(Error::config("sink.create_tables", "must be true or false")),
+        }
+    }
+}
+
+impl PipelineSection {
+    /// The order, with its lanes and window.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) for a key that the order does not have.
+    pub fn order(&self) -> Result<Order> {
+        let not_with = |key: &str, order: &str| Err(Error::config(key, format!("does nothing in the order {order}")));
+        match self.order {
+            OrderName::Transaction | OrderName::Arrival if self.lanes.is_some_and(|n| n != 1) => {
+                not_with("pipeline.lanes", "transaction (or arrival), which has one lane")
+            }
+            OrderName::Transaction | OrderName::Arrival | OrderName::Key if self.window_seconds.is_some() => {
+                not_with("pipeline.window_seconds", "other than window")
+            }
+            OrderName::Transaction => Ok(Order::Transaction),
+            OrderName::Arrival => Ok(Order::Arrival),
+            OrderName::Key => Ok(Order::Key { lanes: self.lanes.unwrap_or(4) }),
+            OrderName::Window => {
+                let seconds = self.window_seconds.unwrap_or(10.0);
+                let length = Duration::try_from_secs_f64(seconds)
+                    .ok()
+                    .filter(|d| *d >= Duration::from_millis(1))
+                    .ok_or_else(|| Error::config("pipeline.window_seconds", "must be at least 0.001"))?;
+                Ok(Order::Window { length, lanes: self.lanes.unwrap_or(1) })
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What users build and run.
+
+mod builder;
+mod config;
+mod order;
+mod registry;
+mod running;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use builder::{Pipeline, PipelineBuilder};
+pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
+pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
+pub use registry::{Registry, keys};
+pub use running::{Drained, Monitor, RunningPipeline};
+pub(crate) use status::Shared;
+pub use status::{PartitionState, Phase, SnapshotState, Status};
+
+pub use crate::runtime::{OnRejected, RetryLimits};
+
+use crate::checkpointer::Checkpointer;
+use crate::dead_letter::DeadLetterStore;
+use crate::mapping::preflight::LossyConsent;
+use crate::orderer::UnitLimits;
+use crate::sink::Sink;
+use crate::source::Source;
+
+/// Whether tables are copied before the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotMode {
+    /// Copy the tables once, then stream.
+    #[default]
+    Initial,
+    /// Stream only: the target already holds what the source held when the slot was created.
+    Never,
+    /// Copy the tables and end.
+    Only,
+}
+
+/// Everything that a run needs, checked by the builder.
+#[derive(Debug)]
+pub(crate) struct Spec {
+    pub(crate) name: Arc<str>,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) order: Order,
+    pub(crate) checkpointer: Arc<dyn Checkpointer>,
+    pub(crate) dead_letters: Option<Arc<dyn DeadLetterStore>>,
+    pub(crate) on_rejected: OnRejected,
+    pub(crate) max_attempts: u32,
+    pub(crate) consent: LossyConsent,
+    pub(crate) create_tables: bool,
+    pub(crate) snapshot: SnapshotMode,
+    pub(crate) snapshot_workers: u32,
+    /// The byte budget of batches in memory.
+    pub(crate) memory: usize,
+    pub(crate) retry: RetryLimits,
+    pub(crate) stop_deadline: Duration,
+}
+
+impl Spec {
+    pub(crate) fn lanes(&self) -> u32 {
+        self.order.lanes()
+    }
+
+    /// Units of an eighth of the budget: two are at a lane, one is being filled, and the readers
+    /// need room meanwhile. Beyond 8 MiB a bigger unit is not applied faster per row.
+    pub(crate) fn unit_limits(&self) -> UnitLimits {
+        UnitLimits { max_bytes: (self.memory / 8).clamp(16 << 10, 8 << 20), max_changes: 50_000 }
+    }
+}

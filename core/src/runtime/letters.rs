@@ -1,0 +1,452 @@
+//! Rows that the target refuses: find the one at fault, stop or set it aside, hold what follows it.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use crate::dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{
+    BatchBuilder, ChangeRef, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Selection, TableName,
+    TableSchema, Transaction, Unit, UnitId, UnitKind, UnitSlice,
+};
+use crate::net_effect::key_bytes;
+use crate::sink::{Durability, SinkWriter};
+
+/// What to do with a row that the target refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnRejected {
+    /// Stop the pipeline at the exact position. Nothing is left out.
+    #[default]
+    Stop,
+    /// Park the shard of the row: its changes go to the dead-letter store, in order, and the other
+    /// shards go on. Without a shard it stops.
+    HaltShard,
+    /// Put the row (in `transaction` order its transaction) into the dead-letter store and hold
+    /// later changes of the same keys behind it.
+    DeadLetter,
+}
+
+/// The partition name under which a sink stores which letter was applied last, so that a crash
+/// between applying a letter and marking it applies nothing twice.
+pub(crate) const RETRIED: &str = "dead-letters";
+
+/// How many letters are read from the store at a time.
+const PAGE: usize = 500;
+
+/// How many letters are tried again in one pass. The stream waits meanwhile.
+const PASS: usize = 5_000;
+
+/// The dead letters of a pipeline, and the keys that wait behind them. Shared by its lanes.
+#[derive(Debug)]
+pub(crate) struct Letters {
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) store: Option<Arc<dyn DeadLetterStore>>,
+    pub(crate) policy: OnRejected,
+    /// In `transaction` order a row takes its whole transaction along.
+    pub(crate) whole_transactions: bool,
+    /// How often a letter is tried by itself before it needs a person.
+    pub(crate) max_attempts: u32,
+    held: Mutex<Held>,
+    open: AtomicU64,
+    put: AtomicU64,
+}
+
+type HeldKey = (TableName, Box<[u8]>);
+
+#[derive(Debug, Default)]
+struct Held {
+    keys: HashSet<HeldKey>,
+    shards: HashSet<String>,
+}
+
+impl Held {
+    fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.shards.is_empty()
+    }
+
+    fn touches(&self, change: ChangeRef<'_>) -> bool {
+        change.shard().is_some_and(|s| self.shards.contains(&**s))
+            || keys_of(change).iter().any(|k| self.keys.contains(k))
+    }
+}
+
+impl Letters {
+    /// Reads what is open in the store.
+    pub(crate) async fn load(
+        pipeline: Arc<str>,
+        store: Option<Arc<dyn DeadLetterStore>>,
+        policy: OnRejected,
+        whole_transactions: bool,
+        max_attempts: u32,
+    ) -> Result<Self> {
+        let letters = Self {
+            pipeline,
+            store,
+            policy,
+            whole_transactions,
+            max_attempts,
+            held: Mutex::default(),
+            open: AtomicU64::new(0),
+            put: AtomicU64::new(0),
+        };
+        let waiting = letters.waiting(usize::MAX).await?;
+        letters.hold_all(&waiting)?;
+        Ok(letters)
+    }
+
+    /// Letters that are open or held.
+    pub(crate) fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Letters that this run has put.
+    pub(crate) fn put_count(&self) -> u64 {
+        self.put.load(Ordering::Relaxed)
+    }
+
+    /// The unit without the changes that must wait behind a letter; those are durable in the store on return.
+    pub(crate) async fn hold(&self, unit: Unit) -> Result<Unit> {
+        if self.with_held(|held| held.is_empty()) {
+            return Ok(unit);
+        }
+        let mut waiting: HashSet<(PartitionId, Rank)> = HashSet::new();
+        let mut letters = Vec::new();
+        for transaction in unit.split_by_transaction() {
+            let all = self.whole_transactions && self.with_held(|held| transaction.changes().any(|c| held.touches(c)));
+            for change in transaction.changes().filter(|c| is_row(*c)) {
+                if all || self.with_held(|held| held.touches(change)) {
+                    self.with_held(|held| held.keys.extend(keys_of(change)));
+                    waiting.insert((change.partition().clone(), change.rank()));
+                    letters.push(DeadLetter::from_change(
+                        change,
+                        LetterClass::Retry,
+                        LetterState::Held,
+                        "waits behind an earlier dead letter of its key",
+                    ));
+                }
+            }
+        }
+        self.put(&letters).await?;
+        Ok(unit.retain(|c| !waiting.contains(&(c.partition().clone(), c.rank()))))
+    }
+
+    /// Writes the unit. What the target refuses is narrowed down to one transaction, or one change,
+    /// and treated by the policy; everything before it is applied then.
+    pub(crate) async fn apply(
+        &self,
+        writer: &mut dyn SinkWriter,
+        unit: &Unit,
+        tokens: &HashMap<PartitionId, Bytes>,
+    ) -> Result<Durability> {
+        let error = match self.write(writer, unit).await {
+            Err(e) if e.kind() == ErrorKind::Rejected => e,
+            other => return other,
+        };
+        if unit.part != Part::Whole {
+            return Err(error
+                .context("a transaction larger than the byte budget was refused")
+                .hint("it cannot be set aside: mend the target, or raise pipeline.memory"));
+        }
+        let mut durability = Durability::Durable;
+        let mut rest = vec![unit.clone()];
+        let mut known = Some(error);
+        while let Some(unit) = rest.pop() {
+            let error = match known.take() {
+                Some(error) => error,
+                None => match self.write(writer, &unit).await {
+                    Err(e) if e.kind() == ErrorKind::Rejected => e,
+                    other => {
+                        durability = other?;
+                        continue;
+                    }
+                },
+            };
+            let mut smaller = self.split(&unit, tokens);
+            if smaller.len() > 1 {
+                smaller.reverse();
+                rest.append(&mut smaller);
+            } else {
+                durability = self.refuse(writer, &unit, error).await?;
+            }
+        }
+        Ok(durability)
+    }
+
+    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit) -> Result<Durability> {
+        let written = writer.write(unit).await?;
+        for rejected in written.rejected {
+            let Some(change) = unit.changes().nth(rejected.index) else { continue };
+            if self.policy == OnRejected::Stop {
+                return Err(self.stopped_at(change, rejected.error));
+            }
+            self.set_aside(&[change], &rejected.error).await?;
+        }
+        Ok(written.durability)
+    }
+
+    /// Smaller units that together are this one; one alone if it cannot be divided.
+    fn split(&self, unit: &Unit, tokens: &HashMap<PartitionId, Bytes>) -> Vec<Unit> {
+        let transactions = unit.split_by_transaction();
+        if transactions.len() > 1 || self.whole_transactions || unit.len() < 2 {
+            return transactions;
+        }
+        let (middle, all) = (unit.len() / 2, unit.len());
+        let mut first = unit.part_of(0..middle, Vec::new());
+        let last_rank = first.changes().last().map(|c| (c.partition().clone(), c.rank()));
+        if let Some((partition, rank)) = last_rank
+            && let Some(token) = tokens.get(&partition)
+        {
+            let position = Position::new(rank, token.clone());
+            first.progress = vec![Progress { partition, position, safe_time: None }];
+        }
+        let mut second = unit.part_of(middle..all, unit.progress.clone());
+        second.transactions = unit.transactions;
+        vec![first, second]
+    }
+
+    /// Treats a transaction, or a change, that the target refuses by itself.
+    async fn refuse(&self, writer: &mut dyn SinkWriter, unit: &Unit, error: Error) -> Result<Durability> {
+        let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
+        let Some(&first) = changes.first() else { return Err(error) };
+        match self.policy {
+            OnRejected::Stop => return Err(self.stopped_at(first, error)),
+            OnRejected::HaltShard if first.shard().is_none() => {
+                return Err(self.stopped_at(first, error).context("the row has no shard to halt"));
+            }
+            OnRejected::HaltShard => self.with_held(|held| {
+                held.shards.extend(changes.iter().filter_map(|c| c.shard()).map(|s| s.to_string()));
+            }),
+            OnRejected::DeadLetter => {}
+        }
+        self.set_aside(&changes, &error).await?;
+        // The letters are durable: the progress may pass them.
+        let mut passed = unit.retain(|_| false);
+        passed.transactions = 0;
+        Ok(writer.write(&passed).await?.durability)
+    }
+
+    async fn set_aside(&self, changes: &[ChangeRef<'_>], error: &Error) -> Result<()> {
+        let reason = error.report();
+        let letters: Vec<_> = changes
+            .iter()
+            .map(|c| DeadLetter::from_change(*c, LetterClass::Retry, LetterState::Open, &reason))
+            .collect();
+        self.put(&letters).await?;
+        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c))));
+        tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), %reason, "put into the dead-letter store");
+        Ok(())
+    }
+
+    async fn put(&self, letters: &[DeadLetter]) -> Result<()> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let store = self.store.as_ref().ok_or_else(|| {
+            Error::config("dead_letters.type", "rows are to be set aside, but there is no store for them")
+        })?;
+        store.put(&self.pipeline, letters).await?;
+        self.open.fetch_add(letters.len() as u64, Ordering::Relaxed);
+        self.put.fetch_add(letters.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Tries the open letters again, in source order. A letter that is refused again blocks those
+    /// behind it. Called while every lane is idle, so that no change of a held key is under way.
+    pub(crate) async fn retry(&self, writer: &mut dyn SinkWriter) -> Result<()> {
+        let mut blocked = Held::default();
+        let waiting = self.waiting(PASS).await?;
+        for group in self.groups(&waiting) {
+            let unit = unit_of(group)?;
+            let is_blocked = unit.changes().any(|c| blocked.touches(c));
+            let severe = group.iter().any(|l| l.class == LetterClass::Severe);
+            if is_blocked || severe || !self.try_group(writer, &unit, group).await? {
+                blocked.keys.extend(unit.changes().flat_map(keys_of));
+            }
+        }
+        let still = self.waiting(usize::MAX).await?;
+        self.with_held(|held| *held = Held::default());
+        self.hold_all(&still)
+    }
+
+    /// Marks a letter that an earlier run had applied when it died before it could mark it.
+    pub(crate) async fn finish_interrupted_retry(&self, last_applied: &[u8]) -> Result<()> {
+        let (Some(store), Ok(id)) = (&self.store, std::str::from_utf8(last_applied)) else { return Ok(()) };
+        let Some(letter) = store.get(&self.pipeline, id).await? else { return Ok(()) };
+        if matches!(letter.state, LetterState::Open | LetterState::Held) {
+            let waiting = self.waiting(usize::MAX).await?;
+            let done = self.groups(&waiting).into_iter().find(|g| g.iter().any(|l| l.id == id));
+            let applied: Vec<_> = done.unwrap_or_default().iter().map(|l| marked(l, LetterState::Applied)).collect();
+            store.put(&self.pipeline, &applied).await?;
+        }
+        Ok(())
+    }
+
+    async fn try_group(&self, writer: &mut dyn SinkWriter, unit: &Unit, group: &[DeadLetter]) -> Result<bool> {
+        let Some(store) = &self.store else { return Ok(false) };
+        let outcome = match writer.write(unit).await {
+            Ok(written) if written.rejected.is_empty() => writer.flush().await.map(|()| None)?,
+            Ok(mut written) => Some(written.rejected.swap_remove(0).error),
+            Err(e) if e.kind() == ErrorKind::Rejected => Some(e),
+            Err(e) => return Err(e),
+        };
+        let marked: Vec<_> = group
+            .iter()
+            .map(|letter| match &outcome {
+                None => marked(letter, LetterState::Applied),
+                Some(error) => {
+                    let mut letter = marked(letter, LetterState::Open);
+                    letter.reason = error.report();
+                    if letter.attempts >= self.max_attempts {
+                        letter.class = LetterClass::Severe;
+                    }
+                    letter
+                }
+            })
+            .collect();
+        store.put(&self.pipeline, &marked).await?;
+        Ok(outcome.is_none())
+    }
+
+    /// The letters that are tried together: a transaction's in `transaction` order, else one.
+    fn groups<'a>(&self, letters: &'a [DeadLetter]) -> Vec<&'a [DeadLetter]> {
+        let same = |a: &DeadLetter, b: &DeadLetter| {
+            let prefix = |l: &DeadLetter| {
+                let rank = l.position.rank.as_bytes();
+                rank[..rank.len().saturating_sub(8)].to_vec()
+            };
+            self.whole_transactions && a.partition == b.partition && prefix(a) == prefix(b)
+        };
+        letters.chunk_by(same).collect()
+    }
+
+    async fn waiting(&self, limit: usize) -> Result<Vec<DeadLetter>> {
+        let Some(store) = &self.store else { return Ok(Vec::new()) };
+        let mut all: Vec<DeadLetter> = Vec::new();
+        while all.len() < limit {
+            let after = all.last().map(|l| l.id.clone());
+            let states = [LetterState::Open, LetterState::Held];
+            let page = store.list(&self.pipeline, &states, after.as_deref(), PAGE).await?;
+            let last_page = page.len() < PAGE;
+            all.extend(page);
+            if last_page {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    fn hold_all(&self, waiting: &[DeadLetter]) -> Result<()> {
+        self.open.store(waiting.len() as u64, Ordering::Relaxed);
+        for letter in waiting {
+            let unit = unit_of(std::slice::from_ref(letter))?;
+            self.with_held(|held| {
+                held.keys.extend(unit.changes().flat_map(keys_of));
+                if self.policy == OnRejected::HaltShard {
+                    held.shards.extend(letter.shard.clone());
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn stopped_at(&self, change: ChangeRef<'_>, error: Error) -> Error {
+        let table = change.table().map_or_else(String::new, |t| t.name.to_string());
+        let keys: Vec<String> = change.identity_row().map_or_else(Vec::new, |row| {
+            let schema = change.schema();
+            schema
+                .key
+                .iter()
+                .map(|&k| format!("{}={}", schema.columns[usize::from(k)].name, show(row, usize::from(k))))
+                .collect()
+        });
+        error
+            .context(format!(
+                "the target refuses a change of {table} [{}] at rank {:?}",
+                keys.join(", "),
+                change.rank()
+            ))
+            .hint("mend the target and start again, or set dead_letters.on_rejected = \"dead_letter\"")
+    }
+
+    fn with_held<T>(&self, f: impl FnOnce(&mut Held) -> T) -> T {
+        // A panic under the lock leaves whole entries behind: the sets stay usable.
+        f(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn is_row(change: ChangeRef<'_>) -> bool {
+    matches!(change.op(), Op::Insert | Op::Update | Op::Delete)
+}
+
+/// The keys that a change touches: of the row before and of the row after.
+fn keys_of(change: ChangeRef<'_>) -> BTreeSet<HeldKey> {
+    let Some(schema) = change.table().filter(|t| is_row(change) && !t.key.is_empty()) else { return BTreeSet::new() };
+    let key = |row: RowRef<'_>| {
+        let mut bytes = Vec::new();
+        key_bytes(schema, row, &mut bytes);
+        (schema.name.clone(), bytes.into_boxed_slice())
+    };
+    [change.old_row(), change.new_row()].into_iter().flatten().map(key).collect()
+}
+
+fn show(row: RowRef<'_>, index: usize) -> String {
+    match row.get(index) {
+        crate::ValueRef::Text(text) => text.chars().take(64).collect(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn marked(letter: &DeadLetter, state: LetterState) -> DeadLetter {
+    let mut letter = letter.clone();
+    letter.state = state;
+    letter.attempts += 1;
+    letter.last_attempt = Some(crate::Timestamp::now());
+    letter
+}
+
+/// A unit that applies these letters, in one target transaction, and stores that it did.
+fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
+    let mut builder = BatchBuilder::new(PartitionId::new(RETRIED));
+    builder.begin(Transaction { rank: Bytes::from_static(&[0; 8]), ..Transaction::default() }, 1);
+    let mut schemas: Vec<Arc<TableSchema>> = Vec::new();
+    for letter in letters {
+        let schema = match schemas.iter().find(|s| ***s == letter.schema) {
+            Some(schema) => Arc::clone(schema),
+            None => {
+                schemas.push(Arc::new(letter.schema.clone()));
+                Arc::clone(&schemas[schemas.len() - 1])
+            }
+        };
+        let index = builder.schema(&schema);
+        builder.change(letter.op, index);
+        if let Some(old) = &letter.old {
+            let full = old.iter().all(|v| !v.as_ref().is_unchanged());
+            builder.old_row(if full { crate::OldImage::Full } else { crate::OldImage::Key });
+            old.iter().for_each(|v| builder.push(v.as_ref()));
+        }
+        if let Some(new) = &letter.new {
+            builder.new_row();
+            new.iter().for_each(|v| builder.push(v.as_ref()));
+        }
+        if let Some(shard) = &letter.shard {
+            builder.shard(shard);
+        }
+    }
+    let last = letters.last().map_or_else(String::new, |l| l.id.clone());
+    let end = Position::new(Rank::of_end(&[0; 8]), last);
+    builder.commit(end.clone());
+    let batch = Arc::new(builder.finish(end.clone(), None)?);
+    let changes = Selection::Range(0..batch.len() as u32);
+    Ok(Unit {
+        id: UnitId(u64::MAX),
+        kind: UnitKind::Stream,
+        part: Part::Whole,
+        slices: vec![UnitSlice { batch, changes }],
+        transactions: 0,
+        progress: vec![Progress { partition: PartitionId::new(RETRIED), position: end, safe_time: None }],
+    })
+}

@@ -1,0 +1,118 @@
+//! Reads one partition: the task that owns a `ChangeReader`.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::batches::Budget;
+use crate::error::{Error, Result};
+use crate::model::{ChangeBatch, Partition, PartitionId, Position};
+use crate::source::{ChangeReader, HEARTBEAT, Next};
+use crate::transform::Transform;
+
+/// The pipeline's transforms. Shared by the readers: each batch is transformed under the lock.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Transforms(Arc<Mutex<Vec<Box<dyn Transform>>>>);
+
+impl Transforms {
+    pub(crate) fn new(transforms: Vec<Box<dyn Transform>>) -> Self {
+        Self(Arc::new(Mutex::new(transforms)))
+    }
+
+    pub(crate) fn apply(&self, mut batch: ChangeBatch) -> Result<ChangeBatch> {
+        let mut transforms = self.0.lock().map_err(|_| Error::fatal("a transform panicked"))?;
+        for transform in transforms.iter_mut() {
+            batch = transform.apply(batch)?;
+        }
+        Ok(batch)
+    }
+}
+
+/// What a reader task tells the coordinator.
+#[derive(Debug)]
+pub(crate) enum Reading {
+    Batch(ChangeBatch, OwnedSemaphorePermit),
+    Closed(PartitionId, Vec<Partition>),
+    Stopped(PartitionId),
+}
+
+/// What a reader task works with.
+pub(crate) struct ReaderTask {
+    pub(crate) partition: PartitionId,
+    pub(crate) reader: Box<dyn ChangeReader>,
+    pub(crate) transforms: Transforms,
+    pub(crate) budget: Budget,
+    pub(crate) out: mpsc::Sender<Reading>,
+    pub(crate) acknowledged: watch::Receiver<Option<Position>>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl ReaderTask {
+    /// Reads until the partition ends, the pipeline stops, or something fails.
+    pub(crate) async fn run(mut self) -> Result<()> {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut waiting: Option<ChangeBatch> = None;
+        let (budget, out) = (self.budget.clone(), self.out.clone());
+        loop {
+            tokio::select! {
+                biased;
+                // 1. Stopping comes first: nothing that is read from here on would be used.
+                () = self.stop.cancelled() => break,
+                // 2. Acknowledgements before reading, or a busy source would never hear one.
+                moved = self.acknowledged.changed() => {
+                    if moved.is_err() {
+                        break;
+                    }
+                    self.acknowledge().await?;
+                    heartbeat.reset();
+                }
+                // 3. The heartbeat that keeps the connection open while there is no room.
+                _ = heartbeat.tick() => self.acknowledge().await?,
+                // 4. Hand on what was read, as soon as the budget has room.
+                room = room(&budget, &out, waiting.as_ref()), if waiting.is_some() => {
+                    let (permit, slot) = room?;
+                    if let Some(batch) = waiting.take() {
+                        slot.send(Reading::Batch(batch, permit));
+                    }
+                }
+                // 5. Read. Dropped whenever another arm is first: `next` is cancel safe.
+                next = self.reader.next(), if waiting.is_none() => match next? {
+                    Next::Batch(batch) => waiting = Some(self.transforms.apply(batch)?),
+                    Next::Closed { children } => {
+                        tell(&self.out, Reading::Closed(self.partition.clone(), children)).await?;
+                        break;
+                    }
+                    Next::Stopped => {
+                        tell(&self.out, Reading::Stopped(self.partition.clone())).await?;
+                        break;
+                    }
+                },
+            }
+        }
+        self.acknowledge().await?;
+        self.reader.close().await
+    }
+
+    async fn acknowledge(&mut self) -> Result<()> {
+        let through = self.acknowledged.borrow_and_update().clone();
+        self.reader.acknowledge(through.as_ref()).await
+    }
+}
+
+async fn tell(out: &mpsc::Sender<Reading>, reading: Reading) -> Result<()> {
+    out.send(reading).await.map_err(|_| Error::transient("the pipeline ended"))
+}
+
+/// Waits until the budget and the channel have room. Cancel safe: both are given back.
+async fn room<'a>(
+    budget: &Budget,
+    out: &'a mpsc::Sender<Reading>,
+    batch: Option<&ChangeBatch>,
+) -> Result<(OwnedSemaphorePermit, mpsc::Permit<'a, Reading>)> {
+    let permit = budget.reserve(batch.map_or(0, ChangeBatch::memory_size)).await?;
+    let slot = out.reserve().await.map_err(|_| Error::transient("the pipeline ended"))?;
+    Ok((permit, slot))
+}

@@ -1,0 +1,217 @@
+//! The start of every attempt: take the pipeline over, find where it stands, check both databases.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::keeper::Keeper;
+use super::letters::{Letters, RETRIED};
+use super::reader::Transforms;
+use crate::error::{Error, Result};
+use crate::mapping::preflight::{Preflight, preflight};
+use crate::model::{
+    BatchBuilder, Checkpoint, Counters, Op, PartitionId, PartitionProgress, Position, Progress, TableSchema,
+    Transaction,
+};
+use crate::pipeline::Spec;
+use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
+
+/// A pipeline that this run owns, checked and ready to copy and to stream.
+pub(crate) struct Session {
+    pub(crate) spec: Arc<Spec>,
+    pub(crate) keeper: Keeper,
+    /// What each lane had committed in the target when the run began.
+    pub(crate) committed: Vec<HashMap<PartitionId, Progress>>,
+    /// The sum over all lanes, or the checkpoint's, when the run began.
+    pub(crate) counters: Counters,
+    pub(crate) letters: Arc<Letters>,
+    pub(crate) transforms: Transforms,
+    /// The source's tables, each with what the sink gets of it.
+    pub(crate) tables: Vec<(TableSchema, TableSchema)>,
+    pub(crate) preflight: Preflight,
+}
+
+impl Session {
+    /// Takes the pipeline over and prepares both sides.
+    pub(crate) async fn open(spec: &Arc<Spec>, transforms: &Transforms) -> Result<Self> {
+        let mut keeper = Keeper::take_over(Arc::clone(&spec.checkpointer), Arc::clone(&spec.name)).await?;
+        let lanes = spec.lanes();
+        check_order(spec, lanes, &keeper.checkpoint)?;
+        let stored = take_over_target(spec, &mut keeper, lanes).await?;
+        check_lanes(lanes, &stored, &keeper.checkpoint)?;
+        merge_progress(&mut keeper.checkpoint, &stored, lanes);
+
+        let fresh = keeper.checkpoint.identity.0.is_empty();
+        let identity = spec.source.prepare((!fresh).then_some(&keeper.checkpoint)).await?;
+        let changed = keeper.checkpoint.identity != identity;
+        keeper.checkpoint.identity = identity;
+        keeper.checkpoint.order = spec.order.name().to_owned();
+        keeper.checkpoint.lanes = lanes;
+        if changed {
+            take_over_target(spec, &mut keeper, lanes).await?;
+        }
+        keeper.save().await?;
+
+        let letters = Letters::load(
+            Arc::clone(&spec.name),
+            spec.dead_letters.clone(),
+            spec.on_rejected,
+            spec.order.keeps_transactions(),
+            spec.max_attempts,
+        )
+        .await?;
+        let retried = stored.iter().filter_map(|l| l.partitions.get(RETRIED)).max_by_key(|p| p.position.token.clone());
+        if let Some(retried) = retried {
+            letters.finish_interrupted_retry(&retried.position.token).await?;
+        }
+
+        let tables = transformed(spec.source.tables().await?, transforms)?;
+        let targets: Vec<TableSchema> = tables.iter().map(|(_, target)| target.clone()).collect();
+        let preflight = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
+        preflight.verdict()?;
+
+        let counters = match spec.sink.progress() {
+            Some(_) => stored.iter().fold(Counters::default(), |mut sum, lane| {
+                sum += lane.counters;
+                sum
+            }),
+            None => keeper.checkpoint.counters,
+        };
+        let counters = Counters { snapshot_rows: keeper.checkpoint.counters.snapshot_rows, ..counters };
+        let committed = committed_by_lane(&stored, lanes);
+        let transforms = transforms.clone();
+        Ok(Self {
+            spec: Arc::clone(spec),
+            keeper,
+            committed,
+            counters,
+            letters: Arc::new(letters),
+            transforms,
+            tables,
+            preflight,
+        })
+    }
+
+    /// A lane of this run.
+    pub(crate) fn lane(&self, index: u32, purpose: LanePurpose) -> Lane {
+        Lane {
+            pipeline: Arc::clone(&self.spec.name),
+            index,
+            count: self.spec.lanes(),
+            epoch: self.keeper.checkpoint.epoch,
+            purpose,
+        }
+    }
+}
+
+/// Raises the epoch in the target and reads what the lanes have committed.
+async fn take_over_target(spec: &Spec, keeper: &mut Keeper, lanes: u32) -> Result<Vec<LaneProgress>> {
+    let Some(store) = spec.sink.progress() else { return Ok(Vec::new()) };
+    let claim = |keeper: &Keeper| Claim {
+        pipeline: Arc::clone(&spec.name),
+        epoch: keeper.checkpoint.epoch,
+        lanes,
+        identity: keeper.checkpoint.identity.clone(),
+    };
+    let stored = store.take_over(&claim(keeper)).await?;
+    if keeper.checkpoint.identity.0.is_empty()
+        && let Some(lane) = stored.iter().find(|l| !l.identity.0.is_empty())
+    {
+        // The checkpoint was lost but the target knows: its progress is bound to this source.
+        keeper.checkpoint.identity = lane.identity.clone();
+        return store.take_over(&claim(keeper)).await;
+    }
+    Ok(stored)
+}
+
+/// The order may change only when drained; so may the number of lanes.
+fn check_order(spec: &Spec, lanes: u32, checkpoint: &Checkpoint) -> Result<()> {
+    let most = spec.sink.info().max_lanes;
+    if lanes > most {
+        return Err(Error::config(
+            "pipeline.lanes",
+            format!("is {lanes}, but {} takes {most} at most", spec.sink.info().name),
+        ));
+    }
+    let order = spec.order.name();
+    if checkpoint.order.is_empty() || checkpoint.order == order || checkpoint.partitions.is_empty() {
+        return Ok(());
+    }
+    tracing::info!(pipeline = %spec.name, from = %checkpoint.order, to = order, "the order changes");
+    Ok(())
+}
+
+/// Lanes may be added or taken away only when all of them stand at the same place.
+fn check_lanes(lanes: u32, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
+    let Some(before) = stored.iter().map(|l| l.lanes).find(|&n| n > 0).filter(|&n| n != lanes) else { return Ok(()) };
+    let low = &checkpoint.partitions;
+    let ahead = stored
+        .iter()
+        .flat_map(|l| l.partitions.values())
+        .filter(|p| p.partition.as_str() != RETRIED)
+        .any(|p| low.get(&p.partition).and_then(|l| l.position.as_ref()).is_none_or(|l| p.position.rank > l.rank));
+    let single = before == 1 && lanes > 1;
+    if ahead && !single {
+        return Err(Error::config(
+            "pipeline.lanes",
+            format!("is {lanes} now and was {before}, and the lanes do not stand at one place"),
+        )
+        .hint(format!("run once with lanes = {before} until drained and stop, then change it")));
+    }
+    Ok(())
+}
+
+/// Moves the checkpoint's positions up to what all lanes have committed.
+fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32) {
+    let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
+    let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
+    let Some(first) = active.first() else { return };
+    for (id, progress) in first.partitions.iter().filter(|(id, _)| id.as_str() != RETRIED) {
+        let others: Option<Vec<&Progress>> = active.iter().map(|l| l.partitions.get(id)).collect();
+        let lowest = others.and_then(|all| all.into_iter().min_by(|a, b| a.position.rank.cmp(&b.position.rank)));
+        let Some(lowest) = lowest.filter(|_| active.len() as u32 == before) else { continue };
+        let _ = progress;
+        let entry = checkpoint.partitions.entry(id.clone()).or_insert_with(PartitionProgress::default);
+        let behind = |p: &Position| p.rank < lowest.position.rank;
+        if entry.position.as_ref().is_none_or(behind) {
+            entry.position = Some(lowest.position.clone());
+            entry.safe_time = entry.safe_time.max(lowest.safe_time);
+        }
+    }
+}
+
+fn committed_by_lane(stored: &[LaneProgress], lanes: u32) -> Vec<HashMap<PartitionId, Progress>> {
+    let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
+    let of_lane = |index: u32| -> HashMap<PartitionId, Progress> {
+        // One lane became several: each of them has committed what the one had.
+        let source = if before == 1 { 0 } else { index };
+        let lane: Option<&BTreeMap<PartitionId, Progress>> =
+            stored.iter().find(|l| l.lane == source).map(|l| &l.partitions);
+        lane.into_iter()
+            .flatten()
+            .filter(|(id, _)| id.as_str() != RETRIED)
+            .map(|(id, p)| (id.clone(), p.clone()))
+            .collect()
+    };
+    (0..lanes).map(of_lane).collect()
+}
+
+/// What the transforms make of each table: seen by sending its schema through them.
+pub(crate) fn transformed(
+    tables: Vec<TableSchema>,
+    transforms: &Transforms,
+) -> Result<Vec<(TableSchema, TableSchema)>> {
+    let mut pairs = Vec::with_capacity(tables.len());
+    for table in tables {
+        let schema = Arc::new(table);
+        let mut builder = BatchBuilder::new(PartitionId::new("preflight"));
+        let index = builder.schema(&schema);
+        builder.begin(Transaction::default(), 1);
+        builder.change(Op::Schema, index);
+        builder.commit(Position::default());
+        let batch = transforms.apply(builder.finish(Position::default(), None)?)?;
+        if let Some(target) = batch.changes().find_map(|c| c.table()) {
+            pairs.push(((*schema).clone(), (**target).clone()));
+        }
+    }
+    Ok(pairs)
+}

@@ -1,0 +1,115 @@
+//! The runtime against the databases in memory: copy, stream, drain, stop, go on, fence.
+
+use std::time::Duration;
+
+use anabranch_core::memory::{MemorySink, MemorySource};
+use anabranch_core::{
+    Column, DataType, ErrorKind, Pipeline, RunningPipeline, TableName, TableSchema, Value, pipeline::PipelineBuilder,
+};
+
+fn accounts() -> TableSchema {
+    TableSchema {
+        name: TableName::new("public", "accounts"),
+        columns: vec![Column::new("id", DataType::Int64), Column::new("balance", DataType::Int64)],
+        key: vec![0],
+    }
+}
+
+fn row(id: i64, balance: i64) -> Vec<Value> {
+    vec![Value::Int(id), Value::Int(balance)]
+}
+
+fn insert(source: &MemorySource, ids: std::ops::Range<i64>) {
+    let table = accounts().name;
+    let mut transaction = source.transaction();
+    for id in ids {
+        transaction = transaction.insert(&table, row(id, 100));
+    }
+    transaction.commit().unwrap();
+}
+
+fn transfer(source: &MemorySource, from: i64, to: i64, balances: (i64, i64)) {
+    let table = accounts().name;
+    source
+        .transaction()
+        .update(&table, vec![Value::Int(from)], row(from, balances.0))
+        .update(&table, vec![Value::Int(to)], row(to, balances.1))
+        .commit()
+        .unwrap();
+}
+
+fn pipeline(source: &MemorySource, sink: &MemorySink) -> PipelineBuilder {
+    Pipeline::builder("test").source(source.clone()).sink(sink.clone()).create_tables(true)
+}
+
+async fn start(builder: PipelineBuilder) -> RunningPipeline {
+    builder.build().unwrap().start().await.unwrap()
+}
+
+async fn drained(running: &mut RunningPipeline) {
+    let drained = running.drain(Some(Duration::from_secs(60))).await.unwrap();
+    assert!(drained.drained, "{drained:?} {:?}", running.status());
+}
+
+fn assert_equal(source: &MemorySource, sink: &MemorySink) {
+    assert_eq!(source.tables().difference(&sink.tables()), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_streams_drains_and_goes_on_after_a_stop() {
+    let source = MemorySource::new("db").table(accounts()).chunk_rows(7);
+    let sink = MemorySink::new();
+    insert(&source, 0..50);
+
+    let mut running = start(pipeline(&source, &sink)).await;
+    for i in 0..20 {
+        transfer(&source, i, i + 1, (i, 2 * i));
+    }
+    drained(&mut running).await;
+    assert_equal(&source, &sink);
+    let status = running.status();
+    assert_eq!(status.counters.snapshot_rows, 50);
+    assert!(status.safe_time.is_some());
+    running.stop().await.unwrap();
+
+    insert(&source, 50..60);
+    let mut running = start(pipeline(&source, &sink)).await;
+    drained(&mut running).await;
+    assert_equal(&source, &sink);
+    let counters = running.status().counters;
+    assert_eq!((counters.snapshot_rows, counters.changes), (50, 50));
+    running.stop().await.unwrap();
+    assert_eq!(source.acknowledged(), source.committed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transaction_above_the_budget_arrives_whole() {
+    let source = MemorySource::new("db").table(accounts()).batch_changes(500);
+    let sink = MemorySink::new();
+    let mut running = start(pipeline(&source, &sink).memory(1 << 20)).await;
+    drained(&mut running).await;
+    insert(&source, 0..100_000);
+    drained(&mut running).await;
+    assert_equal(&source, &sink);
+    // The one target transaction that has rows has all of them.
+    let sizes: Vec<usize> = sink.history().iter().map(|c| c.rows().count()).filter(|&n| n > 0).collect();
+    assert_eq!(sizes, [100_000]);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_runner_takes_over_and_the_first_stops_fenced() {
+    let source = MemorySource::new("db").table(accounts());
+    let sink = MemorySink::new();
+    insert(&source, 0..10);
+    let mut first = start(pipeline(&source, &sink)).await;
+    drained(&mut first).await;
+
+    let mut second = start(pipeline(&source, &sink)).await;
+    insert(&source, 10..20);
+    drained(&mut second).await;
+    let ended = first.wait().await.unwrap_err();
+    assert_eq!(ended.kind(), ErrorKind::Fenced, "{ended:?}");
+    assert_equal(&source, &sink);
+    second.stop().await.unwrap();
+}
