@@ -1,0 +1,83 @@
+//! Crash runs: the `anabranch` command between two databases, with everything killed at random
+//! moments, and the history checker watching.
+//!
+//! `make crash KILLS=1000` makes long ones; `SEED=` replays what a run printed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_servers::PgVersion;
+use anabranch_testkit::history::{Consistency, Options};
+
+use super::faults::Faults;
+use super::runner::{self, Runner};
+use super::source::{self, DB, History};
+use super::targets::{MariaTarget, PgTarget, SqliteTarget, Target};
+use super::watcher::Watcher;
+use super::writers::Writers;
+use super::{Tested, config};
+
+/// Kills of a run unless `KILLS` says otherwise.
+const KILLS: u32 = 50;
+/// NaN and infinities only where the target can hold them.
+const FINITE: Options = Options { nonfinite: false, rows: 40 };
+
+fn pipeline(source: &str, sink: &str) -> String {
+    format!(
+        "[pipeline]\nname = \"crash\"\norder = \"transaction\"\n\n\
+         [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"workload\"\nslot = \"workload\"\n\
+         snapshot = \"initial\"\n\n[sink]\n{sink}"
+    )
+}
+
+/// Kills, drains and compares. Everything that was running is stopped on return.
+async fn run(name: &str, version: PgVersion, options: Options, target: Option<Arc<dyn Target>>) -> Tested {
+    let (Some(program), Some(target)) = (runner::command(), target) else { return Ok(()) };
+    let seed = config::seed(name);
+    let Some(server) = source::start(version, seed, options).await? else { return Ok(()) };
+    let writers = Writers::start(&server, seed, options, 3, Duration::from_millis(10));
+    let mut runner = Runner::new(program, &pipeline(&server.url(DB), &target.sink()))?;
+    runner.keep_running();
+    let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
+    let mut faults = Faults::new(seed, server.clone(), target);
+    let kills = config::kills(KILLS);
+    while faults.count() < kills && !watcher.found_something() && !runner.gave_up() {
+        faults.strike(Some(&runner)).await?;
+    }
+    let committed = writers.committed();
+    writers.stop().await?;
+    let ended = match runner.stop().await {
+        Ok(()) if !watcher.found_something() => runner.drain().await,
+        other => other,
+    };
+    if let Err(e) = ended {
+        return Err(format!("{name}, SEED={seed}, {}: {e}; its log:\n{}", faults.summary(), runner.log()).into());
+    }
+    let report = watcher.finish().await?;
+    println!("{name}: {report}; {}; {committed} acknowledged commits", faults.summary());
+    assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
+    assert!(report.compared > 0 && report.prefixes > 5, "{name}: too little was seen to mean anything: {report}");
+    Ok(())
+}
+
+fn dynamic<T: Target + 'static>(target: Option<T>) -> Option<Arc<dyn Target>> {
+    target.map(|target| Arc::new(target) as _)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_to_postgres_survives_kills() -> Tested {
+    let target = dynamic(PgTarget::start(PgVersion::V18)?);
+    run("postgres to postgres", PgVersion::V15, Options::default(), target).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_to_mariadb_survives_kills() -> Tested {
+    let target = dynamic(MariaTarget::start()?);
+    run("postgres to mariadb", PgVersion::V18, FINITE, target).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_to_sqlite_survives_kills() -> Tested {
+    let target = dynamic(Some(SqliteTarget::start()?));
+    run("postgres to sqlite", PgVersion::V15, FINITE, target).await
+}

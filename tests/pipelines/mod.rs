@@ -1,0 +1,14 @@
+//! What the tests share, and the tests.
+
+/// The result of a test, and of everything that it calls.
+type Tested<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+mod checker;
+mod config;
+mod crash;
+mod faults;
+mod runner;
+mod source;
+mod targets;
+mod watcher;
+mod writers;

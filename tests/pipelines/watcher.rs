@@ -1,0 +1,100 @@
+//! The watcher of a run: reads the target all the while, and lets the checker judge.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anabranch_testkit::history::{Checker, Consistency, Observation, Report};
+use tokio::task::JoinHandle;
+
+use super::Tested;
+use super::source::History;
+use super::targets::Target;
+
+/// The shortest time between two observations.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How long the source may be down.
+const SOURCE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A watcher at work.
+pub(super) struct Watcher {
+    stop: Arc<AtomicBool>,
+    bad: Arc<AtomicBool>,
+    following: Arc<AtomicBool>,
+    task: JoinHandle<Tested<(Checker, History)>>,
+    target: Arc<dyn Target>,
+}
+
+impl Watcher {
+    /// Starts to watch.
+    pub(super) fn start(history: History, target: Arc<dyn Target>, seed: u64, consistency: Consistency) -> Self {
+        let flag = || Arc::new(AtomicBool::new(false));
+        let (stop, bad, following) = (flag(), flag(), flag());
+        let flags = (stop.clone(), bad.clone(), following.clone());
+        let checker = Checker::new(seed, consistency);
+        let task = tokio::spawn(watch(history, checker, target.clone(), flags));
+        Self { stop, bad, following, task, target }
+    }
+
+    /// Whether something is wrong already: the run can end.
+    pub(super) fn found_something(&self) -> bool {
+        self.bad.load(Ordering::Relaxed)
+    }
+
+    /// Whether the first load is complete.
+    pub(super) fn following(&self) -> bool {
+        self.following.load(Ordering::Relaxed)
+    }
+
+    /// Ends it, without a last judgement.
+    pub(super) async fn stop(self) -> Tested<(Checker, History)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await?
+    }
+
+    /// Ends it, the writers being still and the pipeline drained: compares every row.
+    pub(super) async fn finish(self) -> Tested<Report> {
+        let target = self.target.clone();
+        let (mut checker, mut history) = self.stop().await?;
+        caught_up(&mut history, &mut checker).await?;
+        let seen = target.observe().await.unwrap_or_else(Observation::empty);
+        Ok(checker.finish(&seen))
+    }
+}
+
+type Flags = (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicBool>);
+
+async fn watch(
+    mut history: History,
+    mut checker: Checker,
+    target: Arc<dyn Target>,
+    (stop, bad, following): Flags,
+) -> Tested<(Checker, History)> {
+    while !stop.load(Ordering::Relaxed) {
+        let started = Instant::now();
+        if let Some(seen) = target.observe().await {
+            // After the observation: what it shows has been committed by now.
+            caught_up(&mut history, &mut checker).await?;
+            if !checker.observe(&seen) {
+                bad.store(true, Ordering::Relaxed);
+                break;
+            }
+            following.store(checker.following(), Ordering::Relaxed);
+        }
+        // As long as it took, at least: the pipeline needs the machine too.
+        tokio::time::sleep(started.elapsed().max(PAUSE)).await;
+    }
+    Ok((checker, history))
+}
+
+/// Reads the history up to now, however often the source is killed meanwhile.
+async fn caught_up(history: &mut History, checker: &mut Checker) -> Tested {
+    let deadline = Instant::now() + SOURCE_DEADLINE;
+    while let Err(e) = history.catch_up(checker).await {
+        if Instant::now() > deadline {
+            return Err(format!("the source's history cannot be read: {e}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
