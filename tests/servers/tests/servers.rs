@@ -1,0 +1,118 @@
+//! Real servers: start, ask, crash, start again, leave nothing behind.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anabranch_servers::{MariaOptions, PgOptions, PgVersion, mariadb, postgres};
+
+type Tested = Result<(), Box<dyn std::error::Error>>;
+
+fn survives_a_crash(version: PgVersion, expected: &str) -> Tested {
+    let Some(server) = PgOptions::new(version).fsync(true).setting("work_mem", "2MB").start()? else { return Ok(()) };
+    let number = server.value("postgres", "SHOW server_version_num")?.unwrap_or_default();
+    assert!(number.starts_with(expected), "{number}");
+    assert_eq!(server.value("postgres", "SHOW work_mem")?.as_deref(), Some("2MB"));
+    assert_eq!(server.value("postgres", "SHOW wal_level")?.as_deref(), Some("logical"));
+    server.create_db("Shop \"1\"")?;
+    server.exec("Shop \"1\"", "CREATE TABLE t (i int, s text); INSERT INTO t VALUES (1, NULL), (2, 'ü')")?;
+    for _ in 0..3 {
+        server.kill9()?;
+        assert!(server.exec("postgres", "SELECT 1").is_err());
+        server.start()?;
+        let rows = server.exec("Shop \"1\"", "SELECT i, s FROM t ORDER BY i")?;
+        let text = |v: &str| Some(v.to_owned());
+        assert_eq!(rows, [vec![text("1"), None], vec![text("2"), text("ü")]]);
+    }
+    server.stop()?;
+    server.start()?;
+    assert!(server.exec("postgres", "SELECT 1/0").is_err_and(|e| e.to_string().contains("division by zero")));
+    let folder: PathBuf = server.data_dir().into();
+    let pid = server.pid();
+    drop(server);
+    assert!(!folder.exists());
+    assert!(pid.is_some_and(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()));
+    Ok(())
+}
+
+#[test]
+fn postgres_15_survives_a_crash() -> Tested {
+    survives_a_crash(PgVersion::V15, "15")
+}
+
+#[test]
+fn postgres_18_survives_a_crash() -> Tested {
+    survives_a_crash(PgVersion::V18, "18")
+}
+
+#[test]
+fn a_setting_changes_while_it_runs() -> Tested {
+    let Some(server) = postgres(PgVersion::Any) else { return Ok(()) };
+    server.set("wal_sender_timeout", "3s")?;
+    server.stop()?;
+    server.start()?;
+    assert_eq!(server.value("postgres", "SHOW wal_sender_timeout")?.as_deref(), Some("3s"));
+    Ok(())
+}
+
+#[test]
+fn tls_and_passwords_are_asked_for() -> Tested {
+    for version in [PgVersion::V15, PgVersion::V18] {
+        let options = PgOptions::new(version).tls().hba("hostssl all app 127.0.0.1/32 scram-sha-256");
+        let options = options.hba("hostnossl all app 127.0.0.1/32 reject").hba("hostssl all certified 0.0.0.0/0 cert");
+        let Some(server) = options.start()? else { continue };
+        server.exec("postgres", "CREATE ROLE app LOGIN PASSWORD 'pass'")?;
+        let psql = |mode: &str, password: &str| {
+            let tls = server.tls().expect("TLS is on");
+            let text = format!(
+                "host=localhost hostaddr=127.0.0.1 port={} user=app dbname=postgres sslmode={mode} sslrootcert={}",
+                server.port(),
+                tls.ca.display()
+            );
+            let out = Command::new("psql").args([&text, "-Atc", "SELECT 1"]).env("PGPASSWORD", password).output();
+            out.map(|o| o.status.success())
+        };
+        match psql("verify-full", "pass") {
+            Err(e) => println!("skipped: psql: {e}"),
+            Ok(connected) => {
+                assert!(connected, "{}", server.log());
+                assert!(!psql("verify-full", "wrong")?);
+                assert!(!psql("disable", "pass")?);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn mariadb_survives_a_crash() -> Tested {
+    let Some(server) = MariaOptions::new().fsync(true).setting("max-connections", "33").start()? else { return Ok(()) };
+    server.create_db("shop")?;
+    server.exec("shop", "CREATE TABLE t (i int PRIMARY KEY, s text); INSERT INTO t VALUES (1, NULL), (2, 'ü')")?;
+    for _ in 0..2 {
+        server.kill9()?;
+        assert!(server.exec("shop", "SELECT 1").is_err());
+        server.start()?;
+        let rows = server.exec("shop", "SELECT i, s FROM t ORDER BY i")?;
+        let text = |v: &str| Some(v.to_owned());
+        assert_eq!(rows, [vec![text("1"), None], vec![text("2"), text("ü")]]);
+    }
+    assert_eq!(server.exec("", "SELECT @@max_connections")?, [vec![Some("33".to_owned())]]);
+    let mut tcp = Command::new("mariadb");
+    tcp.args(["--no-defaults", "--protocol=tcp", "-h127.0.0.1", "-uroot"]).arg(format!("-P{}", server.port()));
+    tcp.args(["-e", "SELECT 1"]);
+    assert!(tcp.output()?.status.success(), "root connects over TCP");
+    Ok(())
+}
+
+#[test]
+fn servers_run_side_by_side_and_outlive_the_thread_that_started_them() -> Tested {
+    let started: Vec<_> = (0..3).map(|_| std::thread::spawn(|| postgres(PgVersion::Any))).collect();
+    let servers: Vec<_> = started.into_iter().filter_map(|t| t.join().ok().flatten()).collect();
+    for server in &servers {
+        assert_eq!(server.value("postgres", "SELECT 1")?.as_deref(), Some("1"));
+    }
+    if let Some(server) = std::thread::spawn(mariadb).join().ok().flatten() {
+        assert_eq!(server.exec("", "SELECT 1")?.len(), 1);
+    }
+    Ok(())
+}
