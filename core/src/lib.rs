@@ -2,8 +2,10 @@
 
 pub mod checkpointer;
 pub mod dead_letter;
+mod durable_file;
 mod error;
 pub mod mapping;
+pub mod memory;
 mod model;
 pub mod net_effect;
 pub mod orderer;

@@ -112,15 +112,20 @@ pub fn has_comparable_key(schema: &TableSchema) -> bool {
 pub fn key_bytes(schema: &TableSchema, row: RowRef<'_>, out: &mut Vec<u8>) {
     for &k in &schema.key {
         let index = usize::from(k);
-        match row.get(index) {
-            ValueRef::Unchanged => out.push(b'u'),
-            ValueRef::Null => out.push(b'n'),
-            ValueRef::Bool(v) => put(out, if v { b"t" } else { b"f" }),
-            ValueRef::Int(v) => put(out, v.to_string().as_bytes()),
-            ValueRef::Float(v) => put(out, (v + 0.0).to_string().as_bytes()),
-            ValueRef::Text(v) => put(out, plain_number(&schema.columns[index].data_type, v).as_bytes()),
-            ValueRef::Bytes(v) => put(out, v),
-        }
+        value_bytes(&schema.columns[index].data_type, row.get(index), out);
+    }
+}
+
+/// One value of a key: equal values of one type give equal bytes.
+pub(crate) fn value_bytes(data_type: &DataType, value: ValueRef<'_>, out: &mut Vec<u8>) {
+    match value {
+        ValueRef::Unchanged => out.push(b'u'),
+        ValueRef::Null => out.push(b'n'),
+        ValueRef::Bool(v) => put(out, if v { b"t" } else { b"f" }),
+        ValueRef::Int(v) => put(out, v.to_string().as_bytes()),
+        ValueRef::Float(v) => put(out, (v + 0.0).to_string().as_bytes()),
+        ValueRef::Text(v) => put(out, plain_number(data_type, v).as_bytes()),
+        ValueRef::Bytes(v) => put(out, v),
     }
 }
 
@@ -187,34 +192,37 @@ impl<'u> Folding<'u> {
         }
         match (change.op(), change.new_row(), change.identity_row()) {
             (Op::Insert, Some(new), _) => {
-                let slot = table.slot(new, &mut self.scratch);
+                let slot = table.slot(&NetRow::of(new), &mut self.scratch);
                 table.set(slot, Effect::Upsert(NetRow::of(new)));
             }
             (Op::Delete, _, Some(old)) => {
-                let slot = table.slot(old, &mut self.scratch);
+                let slot = table.slot(&NetRow::of(old), &mut self.scratch);
                 table.set(slot, Effect::Delete(old));
             }
             (Op::Update, Some(new), Some(old)) if change.changes_key() => {
-                let from = table.slot(old, &mut self.scratch);
+                let from = table.slot(&NetRow::of(old), &mut self.scratch);
                 let row = match table.effect(from) {
-                    _ if new.is_complete() => NetRow::of(new),
                     Some(Effect::Upsert(row)) => row.clone().then(new),
-                    _ => return false,
+                    _ => NetRow::of(old).then(new),
                 };
+                if !row.is_complete() {
+                    return false;
+                }
                 table.set(from, Effect::Delete(old));
-                let to = table.slot(new, &mut self.scratch);
+                let to = table.slot(&row, &mut self.scratch);
                 table.set(to, Effect::Upsert(row));
             }
-            (Op::Update, Some(new), Some(_)) => {
-                let slot = table.slot(new, &mut self.scratch);
-                let effect = match table.effect(slot) {
-                    _ if new.is_complete() => Effect::Upsert(NetRow::of(new)),
-                    Some(Effect::Upsert(row)) => Effect::Upsert(row.clone().then(new)),
-                    Some(Effect::Update(row)) => Effect::Update(row.clone().then(new)),
+            (Op::Update, Some(new), Some(old)) => {
+                // The old row, if it was sent, has what the new one lacks: a long key column that
+                // did not change, or every column.
+                let slot = table.slot(&NetRow::of(old), &mut self.scratch);
+                let row = match table.effect(slot) {
+                    Some(Effect::Upsert(row) | Effect::Update(row)) => row.clone().then(new),
                     Some(Effect::Delete(_)) => return false,
-                    None => Effect::Update(NetRow::of(new)),
+                    None => NetRow::of(old).then(new),
                 };
-                table.set(slot, effect);
+                let complete = row.is_complete();
+                table.set(slot, if complete { Effect::Upsert(row) } else { Effect::Update(row) });
             }
             _ => return false,
         }
@@ -258,9 +266,12 @@ impl<'u> Folding<'u> {
 
 impl<'u> Table<'u> {
     /// The slot of this row's key; it may be one past the effects, for a key not seen before.
-    fn slot(&mut self, row: RowRef<'u>, scratch: &mut Vec<u8>) -> usize {
+    fn slot(&mut self, row: &NetRow<'u>, scratch: &mut Vec<u8>) -> usize {
         scratch.clear();
-        key_bytes(self.schema, row, scratch);
+        for &k in &self.schema.key {
+            let index = usize::from(k);
+            value_bytes(&self.schema.columns[index].data_type, row.get(index), scratch);
+        }
         match self.by_key.get(scratch.as_slice()) {
             Some(&slot) => slot,
             None => {

@@ -1,5 +1,11 @@
 //! Where a pipeline's checkpoint is kept.
 
+mod file;
+mod memory;
+
+pub use file::FileCheckpointer;
+pub use memory::MemoryCheckpointer;
+
 use std::fmt::Debug;
 
 use async_trait::async_trait;

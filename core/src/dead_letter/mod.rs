@@ -1,12 +1,18 @@
 //! Changes that could not be applied, kept with the reason.
 
+mod file;
+mod memory;
+
+pub use file::FileDeadLetters;
+pub use memory::MemoryDeadLetters;
+
 use std::fmt::Debug;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
-use crate::model::{Op, PartitionId, Position, TableSchema, Timestamp, Value};
+use crate::model::{ChangeRef, Op, PartitionId, Position, RowRef, TableName, TableSchema, Timestamp, Value};
 
 /// Keeps dead letters durably. Several pipelines may share one store.
 #[async_trait]
@@ -64,6 +70,50 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// When it was tried last.
     pub last_attempt: Option<Timestamp>,
+}
+
+impl DeadLetter {
+    /// The letter of a change: `{partition}:{rank in hexadecimal}` is its id. Ranks of one source
+    /// have one length, so ids of one partition sort in source order, and a replay gives the same id.
+    ///
+    /// Its position has no token: a letter is found by rank, a reader is never resumed from it. Of a
+    /// message the new row is prefix and content, in a table without a name.
+    pub fn from_change(change: ChangeRef<'_>, class: LetterClass, state: LetterState, reason: &str) -> Self {
+        let rank = change.rank();
+        let partition = change.batch().partition().clone();
+        let nameless = || TableSchema { name: TableName::new("", ""), columns: Vec::new(), key: Vec::new() };
+        let new = match change.message() {
+            Some((prefix, content)) => Some(vec![Value::from(prefix), Value::Bytes(content.to_vec().into())]),
+            None => change.new_row().map(owned),
+        };
+        Self {
+            id: format!("{partition}:{rank:?}"),
+            class,
+            state,
+            reason: reason.to_owned(),
+            op: change.op(),
+            schema: change.table().map_or_else(nameless, |schema| TableSchema::clone(schema)),
+            old: change.old_row().map(owned),
+            new,
+            shard: change.shard().map(|shard| shard.to_string()),
+            partition,
+            position: Position::new(rank, &b""[..]),
+            commit_time: change.piece().transaction.commit_time,
+            attempts: 0,
+            last_attempt: None,
+        }
+    }
+}
+
+fn owned(row: RowRef<'_>) -> Vec<Value> {
+    row.values().map(|v| v.to_owned()).collect()
+}
+
+impl LetterState {
+    /// Whether somebody, or a retry, still has to deal with it.
+    pub fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::Held)
+    }
 }
 
 /// The kind of problem.

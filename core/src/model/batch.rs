@@ -233,6 +233,11 @@ impl<'a> ChangeRef<'a> {
         self.record.op
     }
 
+    /// The batch that it is borrowed from.
+    pub fn batch(self) -> &'a ChangeBatch {
+        self.batch
+    }
+
     /// The table, as it was then.
     ///
     /// # Panics
@@ -408,6 +413,8 @@ pub struct BatchBuilder {
     schemas: Vec<Arc<TableSchema>>,
     data: Data,
     open: Option<Piece>,
+    /// The open piece stays even without changes: it tells that the transaction begins here.
+    keep_empty: bool,
     problem: Option<String>,
 }
 
@@ -429,6 +436,7 @@ impl BatchBuilder {
                 lag_bytes: None,
             },
             open: None,
+            keep_empty: false,
             problem: None,
         }
     }
@@ -451,6 +459,30 @@ impl BatchBuilder {
         let at = self.data.records.len() as u32;
         self.open =
             Some(Piece { transaction, changes: at..at, first_sequence: sequence, first: sequence == 1, end: None });
+    }
+
+    /// Goes on as `piece` of another batch does, whose changes are copied to this one: the same
+    /// transaction, the same numbers, and kept even if none of its changes is.
+    pub fn begin_like(&mut self, piece: &Piece) {
+        self.begin(piece.transaction.clone(), piece.first_sequence);
+        if let Some(open) = &mut self.open {
+            open.first = piece.first;
+        }
+        self.keep_empty = piece.first;
+    }
+
+    /// The next change has this number in the open transaction: those between are left out, and
+    /// the numbers (the ranks) of the others stay what they are.
+    pub fn skip_to(&mut self, sequence: u64) {
+        let at = self.data.records.len() as u32;
+        let Some(open) = &mut self.open else { return };
+        if open.changes.start == at {
+            open.first_sequence = sequence;
+        } else if open.first_sequence + u64::from(at - open.changes.start) != sequence {
+            let transaction = open.transaction.clone();
+            self.close_piece(None);
+            self.open = Some(Piece { transaction, changes: at..at, first_sequence: sequence, first: false, end: None });
+        }
     }
 
     /// Ends the open transaction; `end` is the position after it.
@@ -589,10 +621,11 @@ impl BatchBuilder {
 
     fn close_piece(&mut self, end: Option<Position>) {
         self.check_row();
+        let keep_empty = std::mem::take(&mut self.keep_empty);
         if let Some(mut piece) = self.open.take() {
             piece.changes.end = self.data.records.len() as u32;
             piece.end = end;
-            if !piece.changes.is_empty() || piece.end.is_some() {
+            if !piece.changes.is_empty() || piece.end.is_some() || keep_empty {
                 self.data.pieces.push(piece);
             }
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{PartitionId, Position, TableName, Timestamp};
+use crate::error::{Error, Result};
 
 /// Everything that a pipeline needs to go on where it stopped. Stored as JSON; unknown fields of a
 /// newer library are refused by [`Checkpoint::format`], missing ones of an older one get their defaults.
@@ -43,6 +44,28 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// The current [`Checkpoint::format`].
     pub const FORMAT: u32 = 1;
+
+    /// As stored: one line of JSON.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::fatal("cannot write the checkpoint as JSON").because(e))
+    }
+
+    /// Reads what [`Checkpoint::to_json`] wrote, of this version of the library or an older one.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) for the format of a newer library;
+    /// [`Fatal`](crate::ErrorKind::Fatal) for anything that is not a checkpoint.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let damaged = |e| Error::fatal("the stored checkpoint is damaged").because(e);
+        let value: serde_json::Value = serde_json::from_str(text).map_err(damaged)?;
+        // Looked at first: a newer form need not fit the fields of this one.
+        let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or_default();
+        if format > u64::from(Self::FORMAT) {
+            let problem = format!("has format {format}, and this version of anabranch knows {}", Self::FORMAT);
+            return Err(Error::config("checkpoint", problem).hint("run the version that wrote it, or a later one"));
+        }
+        serde_json::from_value(value).map_err(damaged)
+    }
 }
 
 impl Default for Checkpoint {
@@ -181,7 +204,10 @@ mod as_list {
     use super::*;
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(map: &BTreeMap<TableName, TableSnapshot>, s: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<TableName, TableSnapshot>,
+        s: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
         s.collect_seq(map.iter())
     }
 

@@ -1,1 +1,8 @@
-//! Placeholder.
+//! What an author of a connector tests it with: [`conformance`] suites for every trait,
+//! random histories from a [`generator`], and [`units`] made by hand.
+//!
+//! The suites panic with what went wrong, like the assertions of a test.
+
+pub mod conformance;
+pub mod generator;
+pub mod units;
