@@ -57,12 +57,15 @@ pub(super) struct Size {
 }
 
 impl Size {
+    /// Fits nowhere.
+    pub(super) const MAX: Self = Self { changes: usize::MAX, bytes: usize::MAX };
+
     pub(super) fn fits(self, limits: &UnitLimits) -> bool {
         self.changes <= limits.max_changes && self.bytes <= limits.max_bytes
     }
 
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { changes: self.changes + other.changes, bytes: self.bytes + other.bytes }
+        Self { changes: self.changes.saturating_add(other.changes), bytes: self.bytes.saturating_add(other.bytes) }
     }
 
     pub(super) fn minus(self, other: Self) -> Self {

@@ -2,8 +2,11 @@
 
 mod drive;
 mod keys;
+mod windows;
 
-use anabranch_core::orderer::{Arrival, ByKey, ByTransaction, UnitLimits};
+use std::time::Duration;
+
+use anabranch_core::orderer::{Arrival, ByKey, ByTransaction, ByWindow, UnitLimits};
 use anabranch_testkit::generators::{History, Shape};
 use drive::{check_transactions, drive};
 use proptest::prelude::*;
@@ -28,10 +31,10 @@ proptest! {
     #[test]
     fn transactions_over_partitions(
         seed: u64, turns: u64, partitions in 1..5usize, transactions in 0..40usize, max_changes in 1..30usize,
-        max_batch in 1..12usize, limit in 1..10usize, lineage in 0..30usize, ends: bool, totals: bool,
+        max_batch in 1..12usize, limit in 1..10usize, lineage in 0..30usize, ends: bool, totals: bool, closes: bool,
     ) {
         let shape = Shape {
-            partitions, transactions, max_changes, max_batch, lineage, ends, totals, special: 10, ..Shape::of_seed(seed)
+            partitions, transactions, max_changes, max_batch, lineage, ends, totals, closes, special: 10, ..Shape::of_seed(seed)
         };
         let history = History::new(&shape)?;
         let emitted = drive(&history, Box::new(ByTransaction::merged(limits(limit))), turns);
@@ -70,5 +73,20 @@ proptest! {
         if ends && partitions == 1 && lineage == 0 {
             prop_assert_eq!(emitted.iter().map(|e| e.unit.transactions).sum::<u64>(), drive::transactions(&history));
         }
+    }
+
+    #[test]
+    fn per_window(
+        seed: u64, turns: u64, partitions in 1..4usize, transactions in 0..40usize, max_batch in 1..12usize,
+        limit in 1..10usize, lanes in 1..5u32, lineage in 0..30usize, ends: bool, totals: bool, window in 1..60u64,
+    ) {
+        let shape = Shape {
+            partitions, transactions, max_batch, lineage, ends, totals, closes: true, special: 10, ..Shape::of_seed(seed)
+        };
+        let history = History::new(&shape)?;
+        let orderer = ByWindow::new(Duration::from_micros(window), lanes, limits(limit));
+        let emitted = drive(&history, Box::new(orderer), turns);
+        prop_assert!(emitted.iter().all(|e| e.changes.len() <= limit && e.unit.lane < lanes));
+        windows::check(&history, &emitted, window as i64, limit);
     }
 }
