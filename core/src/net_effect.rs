@@ -136,7 +136,7 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// `1.50` and `1.5`, `-0` and `0` are one key.
-fn plain_number<'a>(data_type: &DataType, text: &'a str) -> &'a str {
+pub(crate) fn plain_number<'a>(data_type: &DataType, text: &'a str) -> &'a str {
     let text = match data_type {
         DataType::Decimal { .. } if text.contains('.') => text.trim_end_matches('0').trim_end_matches('.'),
         DataType::Decimal { .. } | DataType::Float32 | DataType::Float64 => text,
@@ -192,34 +192,37 @@ impl<'u> Folding<'u> {
         }
         match (change.op(), change.new_row(), change.identity_row()) {
             (Op::Insert, Some(new), _) => {
-                let slot = table.slot(new, &mut self.scratch);
+                let slot = table.slot(&NetRow::of(new), &mut self.scratch);
                 table.set(slot, Effect::Upsert(NetRow::of(new)));
             }
             (Op::Delete, _, Some(old)) => {
-                let slot = table.slot(old, &mut self.scratch);
+                let slot = table.slot(&NetRow::of(old), &mut self.scratch);
                 table.set(slot, Effect::Delete(old));
             }
             (Op::Update, Some(new), Some(old)) if change.changes_key() => {
-                let from = table.slot(old, &mut self.scratch);
+                let from = table.slot(&NetRow::of(old), &mut self.scratch);
                 let row = match table.effect(from) {
-                    _ if new.is_complete() => NetRow::of(new),
                     Some(Effect::Upsert(row)) => row.clone().then(new),
-                    _ => return false,
+                    _ => NetRow::of(old).then(new),
                 };
+                if !row.is_complete() {
+                    return false;
+                }
                 table.set(from, Effect::Delete(old));
-                let to = table.slot(new, &mut self.scratch);
+                let to = table.slot(&row, &mut self.scratch);
                 table.set(to, Effect::Upsert(row));
             }
-            (Op::Update, Some(new), Some(_)) => {
-                let slot = table.slot(new, &mut self.scratch);
-                let effect = match table.effect(slot) {
-                    _ if new.is_complete() => Effect::Upsert(NetRow::of(new)),
-                    Some(Effect::Upsert(row)) => Effect::Upsert(row.clone().then(new)),
-                    Some(Effect::Update(row)) => Effect::Update(row.clone().then(new)),
+            (Op::Update, Some(new), Some(old)) => {
+                // The old row, if it was sent, has what the new one lacks: a long key column that
+                // did not change, or every column.
+                let slot = table.slot(&NetRow::of(old), &mut self.scratch);
+                let row = match table.effect(slot) {
+                    Some(Effect::Upsert(row) | Effect::Update(row)) => row.clone().then(new),
                     Some(Effect::Delete(_)) => return false,
-                    None => Effect::Update(NetRow::of(new)),
+                    None => NetRow::of(old).then(new),
                 };
-                table.set(slot, effect);
+                let complete = row.is_complete();
+                table.set(slot, if complete { Effect::Upsert(row) } else { Effect::Update(row) });
             }
             _ => return false,
         }
@@ -263,9 +266,12 @@ impl<'u> Folding<'u> {
 
 impl<'u> Table<'u> {
     /// The slot of this row's key; it may be one past the effects, for a key not seen before.
-    fn slot(&mut self, row: RowRef<'u>, scratch: &mut Vec<u8>) -> usize {
+    fn slot(&mut self, row: &NetRow<'u>, scratch: &mut Vec<u8>) -> usize {
         scratch.clear();
-        key_bytes(self.schema, row, scratch);
+        for &k in &self.schema.key {
+            let index = usize::from(k);
+            value_bytes(&self.schema.columns[index].data_type, row.get(index), scratch);
+        }
         match self.by_key.get(scratch.as_slice()) {
             Some(&slot) => slot,
             None => {

@@ -1,1 +1,34 @@
-//! Placeholder.
+//! MySQL and MariaDB as a target, and as a store of checkpoints and dead letters.
+//!
+//! ```text
+//! sink          settings; the way to everything below
+//! writer        a lane: one transaction a unit, with its progress
+//!   apply       the net effect in bulk, else replace, else load (snapshots)
+//!   plan        how the rows of a table are written, found out once
+//!   script      many statements, one round trip
+//!   literal     values to SQL, refusing what the server would change in silence
+//! types native  logical types to column types and back
+//! target        tables: described, created, emptied
+//! progress      lanes, positions, the fencing epoch
+//! ```
+
+mod apply;
+mod checkpointer;
+mod config;
+mod connection;
+mod dead_letters;
+mod error;
+mod literal;
+mod load;
+mod native;
+mod plan;
+mod progress;
+mod replace;
+mod script;
+mod sink;
+mod target;
+mod types;
+mod writer;
+
+pub use config::{LocalInfile, MySqlConfig, Tls};
+pub use sink::MySql;

@@ -207,13 +207,37 @@ impl ChangeBatch {
             + d.pieces.capacity() * (size_of::<Piece>() + 48)
     }
 
+    /// The same changes under other schemas, one for each of [`ChangeBatch::schemas`], of the same width.
+    pub(crate) fn with_schemas(mut self, schemas: Vec<Arc<TableSchema>>) -> Self {
+        debug_assert!(self.schemas.iter().map(|s| s.columns.len()).eq(schemas.iter().map(|s| s.columns.len())));
+        self.schemas = schemas;
+        self
+    }
+
+    /// The same changes with the shards that `choose` gives; `None` leaves a change's shard as it is.
+    pub(crate) fn with_shards(
+        mut self,
+        mut choose: impl FnMut(ChangeRef<'_>) -> Result<Option<Arc<str>>>,
+    ) -> Result<Self> {
+        let chosen: Vec<_> = self.changes().map(&mut choose).collect::<Result<_>>()?;
+        for (record, shard) in self.data.records.iter_mut().zip(chosen) {
+            let Some(shard) = shard else { continue };
+            let known = self.data.shards.iter().position(|s| *s == shard);
+            record.shard = known.unwrap_or(self.data.shards.len()) as u32;
+            if known.is_none() {
+                self.data.shards.push(shard);
+            }
+        }
+        Ok(self)
+    }
+
     /// The batch as bytes, for a spill file. Schemas stay in memory: give them back to [`ChangeBatch::unspill`].
-    pub(crate) fn spill(&self) -> Result<Vec<u8>> {
+    pub fn spill(&self) -> Result<Vec<u8>> {
         postcard::to_stdvec(&self.data).map_err(|e| Error::fatal("cannot encode a batch for spilling").because(e))
     }
 
     /// The inverse of [`ChangeBatch::spill`].
-    pub(crate) fn unspill(schemas: Vec<Arc<TableSchema>>, bytes: &[u8]) -> Result<Self> {
+    pub fn unspill(schemas: Vec<Arc<TableSchema>>, bytes: &[u8]) -> Result<Self> {
         let data = postcard::from_bytes(bytes).map_err(|e| Error::fatal("a spilled batch is damaged").because(e))?;
         Ok(Self { schemas, data })
     }

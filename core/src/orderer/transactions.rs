@@ -38,15 +38,15 @@ pub(super) fn change_bytes(batch: &ChangeBatch) -> usize {
 }
 
 /// Appends a run; one that goes on where the last one ended becomes part of it.
-pub(super) fn append(slices: &mut Vec<Slice>, run: &Run) {
+pub(super) fn append(slices: &mut Vec<Slice>, of: BatchId, run: Range<u32>) {
     if let Some(Slice { batch, changes: Selection::Range(last) }) = slices.last_mut()
-        && *batch == run.batch
-        && last.end == run.changes.start
+        && *batch == of
+        && last.end == run.start
     {
-        last.end = run.changes.end;
+        last.end = run.end;
         return;
     }
-    slices.push(Slice { batch: run.batch, changes: Selection::Range(run.changes.clone()) });
+    slices.push(Slice { batch: of, changes: Selection::Range(run) });
 }
 
 /// A number of changes and their bytes.
@@ -68,10 +68,6 @@ impl Size {
     pub(super) fn minus(self, other: Self) -> Self {
         Self { changes: self.changes.saturating_sub(other.changes), bytes: self.bytes.saturating_sub(other.bytes) }
     }
-
-    fn of_limits(limits: &UnitLimits) -> Self {
-        Self { changes: limits.max_changes, bytes: limits.max_bytes }
-    }
 }
 
 /// A transaction that waits for its turn, or what is left of it.
@@ -85,7 +81,14 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn push(&mut self, run: Run) {
+    /// A transaction of which everything has arrived.
+    pub(super) fn whole(runs: impl IntoIterator<Item = Run>, work: Vec<Work>) -> Self {
+        let mut whole = Self { ended: true, work, ..Self::default() };
+        runs.into_iter().for_each(|run| whole.push(run));
+        whole
+    }
+
+    fn push(&mut self, run: Run) {
         if run.changes.is_empty() {
             return;
         }
@@ -95,7 +98,7 @@ impl Waiting {
 
     /// Moves as many changes as the limits allow into `slices`.
     fn take(&mut self, limits: &UnitLimits, slices: &mut Vec<Slice>) {
-        let mut room = Size::of_limits(limits);
+        let mut room = limits.room(Size::default());
         while let Some(run) = self.runs.front_mut() {
             let Some(front) = run.split_front(room, slices.is_empty()) else { return };
             if run.changes.is_empty() {
@@ -104,7 +107,7 @@ impl Waiting {
             let size = front.size();
             room = room.minus(size);
             self.size = self.size.minus(size);
-            append(slices, &front);
+            append(slices, front.batch, front.changes);
         }
     }
 }
@@ -209,7 +212,7 @@ impl Transactions {
         let (mut slices, mut work, mut size, mut transactions) = (Vec::new(), Vec::new(), Size::default(), 0);
         while self.queue.front().is_some_and(|t| t.ended && size.plus(t.size).fits(&self.limits)) {
             let Some(whole) = self.queue.pop_front() else { break };
-            whole.runs.iter().for_each(|run| append(&mut slices, run));
+            whole.runs.into_iter().for_each(|run| append(&mut slices, run.batch, run.changes));
             work.extend(whole.work);
             size = size.plus(whole.size);
             transactions += 1;

@@ -1,15 +1,37 @@
 //! What may be done to changes between the source and the sink.
 
+mod config;
+mod custom;
+mod filter;
+mod mask;
+mod pattern;
+mod project;
+mod rename;
+mod rewrite;
+mod schemas;
+mod shard;
+
 use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use config::{MaskConfig, ShardConfig, TransformConfig};
+pub use custom::Custom;
+pub use filter::{Comparison, Condition, Filter, Literal};
+pub use mask::{Mask, MaskRule};
+pub use pattern::TablePattern;
+pub use project::Project;
+pub use rename::Rename;
+pub use rewrite::{Rewriter, rewrite};
+pub use shard::Shard;
 
 use crate::error::Result;
-use crate::model::ChangeBatch;
+use crate::model::{BatchBuilder, ChangeBatch, Op, PartitionId, Position, TableSchema, Transaction};
 
 /// Changes batches on their way. Batch in, batch out; pure and fast: it runs on the reading side.
 ///
 /// Called for every batch of a partition in order, heartbeats included, from one task. It must keep
 /// the pieces' ranks and ends, and the batch's end and safe time: build with
-/// [`BatchBuilder`](crate::BatchBuilder), or with `rewrite`, which does. The same batch must give
+/// [`BatchBuilder`](crate::BatchBuilder), or with [`rewrite`], which does. The same batch must give
 /// the same result: after a crash it is asked again.
 pub trait Transform: Debug + Send {
     /// The batch as it goes on.
@@ -19,3 +41,26 @@ pub trait Transform: Debug + Send {
     /// for a table or column that its settings name and the batch's schema does not have.
     fn apply(&mut self, batch: ChangeBatch) -> Result<ChangeBatch>;
 }
+
+/// What a table looks like after these transforms, one after another; `None` if they leave it out.
+/// For the tables of the target, and to find a wrong setting before the first row.
+///
+/// # Errors
+/// As [`Transform::apply`].
+pub fn schema_after(
+    transforms: &mut [Box<dyn Transform>],
+    schema: &Arc<TableSchema>,
+) -> Result<Option<Arc<TableSchema>>> {
+    let mut batch = BatchBuilder::new(PartitionId::new("schema"));
+    let at = batch.schema(schema);
+    batch.begin(Transaction::default(), 1);
+    batch.change(Op::Schema, at);
+    let mut batch = batch.finish(Position::default(), None)?;
+    for transform in transforms {
+        batch = transform.apply(batch)?;
+    }
+    Ok(batch.changes().find(|c| c.op() == Op::Schema).map(|c| Arc::clone(c.schema())))
+}
+
+#[cfg(test)]
+mod testing;

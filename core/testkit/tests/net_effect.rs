@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anabranch_core::memory::{MemorySink, Row};
 use anabranch_core::net_effect::{NetRow, Step, TableEffect, key_bytes, steps};
 use anabranch_core::{
-    ChangeRef, Claim, Lane, LanePurpose, OldImage, Op, ProgressStore, RowRef, Sink, Source, SourceIdentity, StartFrom,
+    ChangeRef, Claim, Lane, LanePurpose, OldImage, Op, ProgressStore, RowRef, Sink, SourceIdentity, StartFrom,
     TableName, TableSchema, Unit, Value,
 };
 use anabranch_testkit::generator::{Generator, customers, events, lines, waits};
@@ -32,7 +32,11 @@ fn run(seed: u64, full_old_rows: bool, unsent: bool, batch_changes: usize, keys:
         let mut source = generator.source().batch_changes(batch_changes);
         for table in &tables {
             source = if full_old_rows { source.full_old_rows(&table.name) } else { source };
-            source = if unsent { source.unsent_columns(&table.name, &[table.columns.len() - 1]) } else { source };
+            source = if unsent {
+                source.unsent_columns(&table.name, &(0..table.columns.len()).collect::<Vec<_>>())
+            } else {
+                source
+            };
         }
         generator.write(&source, 30, 12);
 

@@ -11,3 +11,4 @@
 
 pub mod checkpointer;
 pub mod dead_letter;
+pub mod sink;

@@ -1,0 +1,11 @@
+//! The SQLite sink, checkpointer and dead-letter store, against real files.
+
+mod apply;
+mod crash;
+mod parts;
+mod progress;
+mod speed;
+mod stores;
+mod support;
+mod target;
+mod types;
