@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use anabranch_core::{Checkpoint, Checkpointer, Error, Result, Saved, Secret, Version};
+use anabranch_core::{Checkpoint, Checkpointer, Result, Saved, Secret, Version};
 use async_trait::async_trait;
 use tokio_postgres::Client;
 
@@ -70,22 +70,21 @@ impl Checkpointer for PostgresCheckpointer {
             return Ok(None);
         }
         let Some((version, body)) = self.read(&client, pipeline).await? else { return Ok(None) };
-        let checkpoint = serde_json::from_str(&body)
-            .map_err(|e| Error::fatal(format!("the stored checkpoint of pipeline {pipeline} is damaged")).because(e))?;
-        Ok(Some((Version(version), checkpoint)))
+        Ok(Some((Version(version), Checkpoint::from_json(&body)?)))
     }
 
     async fn save(&self, pipeline: &str, expected: Option<Version>, next: &Checkpoint) -> Result<Saved> {
-        let body =
-            serde_json::to_string(next).map_err(|e| Error::fatal("cannot write the checkpoint as JSON").because(e))?;
+        let body = next.to_json()?;
         let client = self.store.client().await?;
         self.store.ensure(&client).await?;
         let expected = self.expected(&client, pipeline, expected).await?;
         let (table, version) = (self.store.table("checkpoint"), expected + 1);
         let sql = if expected == 0 {
-            format!("INSERT INTO {table} (version, pipeline, body) SELECT $1 + 1, $2, $3 ON CONFLICT DO NOTHING")
+            format!(
+                "INSERT INTO {table} (version, pipeline, body) SELECT $1::bigint + 1, $2, $3 ON CONFLICT DO NOTHING"
+            )
         } else {
-            format!("UPDATE {table} SET version = $1 + 1, body = $3 WHERE pipeline = $2 AND version = $1")
+            format!("UPDATE {table} SET version = $1::bigint + 1, body = $3 WHERE pipeline = $2 AND version = $1")
         };
         let done = client.execute(&sql, &[&(expected as i64), &pipeline, &body]).await;
         let mut unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner);

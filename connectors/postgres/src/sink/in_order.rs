@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_core::{ChangeRef, Op, RowRef, TruncateOptions};
+use anabranch_core::{ChangeRef, Op, RowRef, TruncateOptions, ValueRef};
 use tokio_postgres::error::SqlState;
 
 use super::apply::{Applier, Values, key_text, sent};
@@ -24,16 +24,19 @@ impl Applier<'_> {
             (Op::Insert, Some(new), _) if keyed => self.upsert(&plan, &sent(&plan, &new), &[&new]).await,
             (Op::Insert, Some(new), _) => {
                 let columns = sent(&plan, &new);
-                let row = parameters(&plan, &columns, new);
+                let row = parameters(&plan, &columns, &new);
                 self.send(&plan, Operation::Insert, &columns, 0, row, None, None).await;
             }
-            (Op::Update, Some(new), Some(old)) if keyed && change.changes_key() => self.rekey(&plan, old, new).await,
-            (Op::Update, Some(new), _) if keyed => {
+            (Op::Update, Some(new), Some(old)) if keyed && change.changes_key() => {
+                self.rekey(&plan, old, Merged { new, old: Some(old) }).await;
+            }
+            (Op::Update, Some(new), old) if keyed => {
+                let new = Merged { new, old };
                 let columns = sent(&plan, &new);
                 if new.complete() {
                     self.upsert(&plan, &columns, &[&new]).await;
                 } else {
-                    let (row, key) = (parameters(&plan, &columns, new), key_text(&plan, &new));
+                    let (row, key) = (parameters(&plan, &columns, &new), key_text(&plan, &new));
                     self.send(&plan, Operation::Update, &columns, 0, row, Some(1), Some(key)).await;
                 }
             }
@@ -41,7 +44,7 @@ impl Applier<'_> {
             (Op::Update, Some(new), Some(old)) => self.update_image(&plan, old, new).await,
             (Op::Delete, _, Some(old)) => {
                 let image = sent(&plan, &old);
-                let row = parameters(&plan, &image, old);
+                let row = parameters(&plan, &image, &old);
                 self.send(&plan, Operation::DeleteImage, &image, image.len(), row, Some(1), Some(whole())).await;
             }
             _ => return Err(Failure::Missing { plan, what: Some("no old row was sent".to_owned()) }),
@@ -49,7 +52,7 @@ impl Applier<'_> {
         Ok(())
     }
 
-    async fn rekey(&mut self, plan: &Arc<Plan>, old: RowRef<'_>, new: RowRef<'_>) {
+    async fn rekey(&mut self, plan: &Arc<Plan>, old: RowRef<'_>, new: Merged<'_>) {
         let key = plan.source.key.clone();
         let columns = sent(plan, &new);
         let fixed = columns.iter().any(|&c| plan.column(c).identity == Some(Identity::Always));
@@ -58,16 +61,16 @@ impl Applier<'_> {
             self.delete(plan, &[old]).await;
             return self.upsert(plan, &columns, &[&new]).await;
         }
-        let mut row = parameters(plan, &key, old);
-        row.extend(parameters(plan, &columns, new));
+        let mut row = parameters(plan, &key, &old);
+        row.extend(parameters(plan, &columns, &new));
         let all: Vec<u16> = key.iter().chain(&columns).copied().collect();
         self.send(plan, Operation::UpdateKey, &all, key.len(), row, Some(1), Some(key_text(plan, &old))).await;
     }
 
     async fn update_image(&mut self, plan: &Arc<Plan>, old: RowRef<'_>, new: RowRef<'_>) {
         let (image, columns) = (sent(plan, &old), sent(plan, &new));
-        let mut row = parameters(plan, &image, old);
-        row.extend(parameters(plan, &columns, new));
+        let mut row = parameters(plan, &image, &old);
+        row.extend(parameters(plan, &columns, &new));
         let all: Vec<u16> = image.iter().chain(&columns).copied().collect();
         self.send(plan, Operation::UpdateImage, &all, image.len(), row, Some(1), Some(whole())).await;
     }
@@ -110,12 +113,31 @@ impl Applier<'_> {
     }
 }
 
+/// A row after an update: what the new row lacks (a long column that did not change), the old one may have.
+struct Merged<'u> {
+    new: RowRef<'u>,
+    old: Option<RowRef<'u>>,
+}
+
+impl Values for Merged<'_> {
+    fn value(&self, column: u16) -> ValueRef<'_> {
+        match (self.new.get(usize::from(column)), self.old) {
+            (ValueRef::Unchanged, Some(old)) => old.get(usize::from(column)),
+            (value, _) => value,
+        }
+    }
+
+    fn complete(&self) -> bool {
+        (0..self.new.len()).all(|c| !self.value(c as u16).is_unchanged())
+    }
+}
+
 fn whole() -> String {
     "all values of its old image".to_owned()
 }
 
 /// One row as arrays of one element.
-fn parameters(plan: &Plan, columns: &[u16], row: RowRef<'_>) -> Vec<Text> {
+fn parameters<R: Values>(plan: &Plan, columns: &[u16], row: &R) -> Vec<Text> {
     let mut scratch = String::new();
     columns
         .iter()

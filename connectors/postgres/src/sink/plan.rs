@@ -266,7 +266,7 @@ impl Plan {
         // `*=` compares as stored and takes NULLs for equal; it needs no equality of the type (json, point).
         format!(
             "SELECT t.tableoid AS o, t.ctid AS c, s.* FROM {} AS t, {from} AS s \
-             WHERE ROW({}) OPERATOR(pg_catalog.*=) ROW({}) LIMIT 1",
+             WHERE ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1",
             self.target.sql(),
             here.join(", "),
             there.join(", ")

@@ -1,0 +1,4 @@
+//! The sink on real servers.
+
+mod conformance;
+mod support;
