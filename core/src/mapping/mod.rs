@@ -1,5 +1,11 @@
 //! From source tables to target tables, and what becomes of each type on the way.
 
+mod consent;
+pub mod preflight;
+mod report;
+#[cfg(test)]
+mod tests;
+
 use std::fmt::{self, Debug};
 
 use async_trait::async_trait;
