@@ -130,7 +130,9 @@ impl Connector {
         let c = &self.config;
         if c.tls == Tls::Off {
             if c.tls_ca.is_some() || c.tls_cert.is_some() || c.tls_key.is_some() {
-                return Err(Error::config("sink.tls", "is off, but certificates are given").hint("set tls = \"verify\""));
+                return Err(
+                    Error::config("sink.tls", "is off, but certificates are given").hint("set tls = \"verify\"")
+                );
             }
             return Ok(None);
         }

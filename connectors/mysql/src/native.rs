@@ -4,8 +4,15 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Family {
     /// Whole numbers of this many bytes.
-    Int { bytes: u8, unsigned: bool },
-    Decimal { precision: u32, scale: u32, unsigned: bool },
+    Int {
+        bytes: u8,
+        unsigned: bool,
+    },
+    Decimal {
+        precision: u32,
+        scale: u32,
+        unsigned: bool,
+    },
     /// 32 bits.
     Float,
     /// 64 bits.
