@@ -31,7 +31,7 @@ use crate::model::{BatchBuilder, ChangeBatch, Op, PartitionId, Position, TableSc
 ///
 /// Called for every batch of a partition in order, heartbeats included, from one task. It must keep
 /// the pieces' ranks and ends, and the batch's end and safe time: build with
-/// [`BatchBuilder`](crate::BatchBuilder), or with [`rewrite`], which does. The same batch must give
+/// [`BatchBuilder`], or with [`rewrite`], which does. The same batch must give
 /// the same result: after a crash it is asked again.
 pub trait Transform: Debug + Send {
     /// The batch as it goes on.
