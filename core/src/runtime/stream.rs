@@ -306,7 +306,10 @@ impl Coordinator {
             let (out, stop) = (seed.out.clone(), seed.stop.clone());
             self.readers.spawn(async move {
                 let reader = source.open(&partition, &from).await?;
-                ReaderTask { partition: partition.id, reader, transforms, budget, out, acknowledged, stop }.run().await
+                let from = from.position.map(|p| p.rank);
+                ReaderTask { from, partition: partition.id, reader, transforms, budget, out, acknowledged, stop }
+                    .run()
+                    .await
             });
         }
     }

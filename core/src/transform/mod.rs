@@ -21,6 +21,7 @@ pub use mask::{Mask, MaskRule};
 pub use pattern::TablePattern;
 pub use project::Project;
 pub use rename::Rename;
+pub(crate) use rewrite::after;
 pub use rewrite::{Rewriter, rewrite};
 pub use shard::Shard;
 
