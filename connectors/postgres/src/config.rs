@@ -63,6 +63,11 @@ pub struct PostgresSourceConfig {
     /// Whether a slot that is created is kept on standbys too (PostgreSQL 17 and later). Default: no.
     #[serde(default)]
     pub failover: bool,
+    /// Whether the server sends large transactions before they end (those above its
+    /// `logical_decoding_work_mem`), which shortens the delay after their commit. They are kept in
+    /// temporary files until then. Default: no.
+    #[serde(default)]
+    pub streaming: bool,
     /// See [`OriginFilter`]. Default: `any`.
     #[serde(default)]
     pub origin: OriginFilter,
@@ -91,6 +96,7 @@ impl TryFrom<PostgresSourceConfig> for Postgres {
             .tables(config.tables)
             .create(config.create)
             .failover(config.failover)
+            .streaming(config.streaming)
             .origin(config.origin)
             .on_schema_change(config.on_schema_change);
         if let Some(password) = config.password {
