@@ -32,14 +32,13 @@ pub enum OriginFilter {
 
 /// The configuration of the source.
 ///
-/// ```
-/// use anabranch_postgres::{Postgres, PostgresSourceConfig};
-/// # #[cfg(any())]
-/// let config: PostgresSourceConfig = toml::from_str(r#"
-///     url = "postgresql://replicator@db1/shop"
-///     publication = "orders"
-///     slot = "orders_dr"
-/// "#)?;
+/// ```toml
+/// [source]
+/// type = "postgres"
+/// url = "postgresql://replicator@db1/shop?sslmode=verify-full"
+/// password = "env:REPLICATOR_PASSWORD"
+/// publication = "orders"
+/// slot = "orders_dr"
 /// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
