@@ -9,6 +9,7 @@ use anabranch_core::{
 use bytes::Bytes;
 
 use super::relation::{Described, Relation, Relations, Resolved};
+use super::streams::{Replay, Streams};
 use crate::decode::message::{Message, Old, decode};
 use crate::decode::tuple::{Tuple, TupleValue};
 use crate::error::protocol;
@@ -53,6 +54,9 @@ pub(crate) struct Assembler {
     /// Changes at or before this place were given in an earlier run.
     skip: (Lsn, u64),
     drop_origins: bool,
+    streams: Streams,
+    /// A streamed transaction that was committed and is now read back.
+    replay: Option<Replay>,
 }
 
 /// The batch being built and the transaction being read.
@@ -93,12 +97,41 @@ impl Assembler {
             boundary,
             skip,
             drop_origins: start.drop_origins,
+            streams: Streams::default(),
+            replay: None,
         })
     }
 
-    /// Takes one pgoutput message.
+    /// Takes one pgoutput message. While [`Assembler::replay`] has something to do, it comes first.
     pub(crate) fn apply(&mut self, bytes: &[u8]) -> Result<Step> {
-        let (message, _) = decode(bytes, false).map_err(|e| protocol("cannot read a pgoutput message").because(e))?;
+        let (message, xid) = read(bytes, self.streams.is_open())?;
+        match message {
+            Message::StreamStart { xid, first } => self.streams.start(xid, first)?,
+            Message::StreamStop => self.streams.stop()?,
+            _ if self.streams.is_open() => self.streams.keep(xid, bytes)?,
+            Message::StreamAbort { xid, subxid } => self.streams.abort(xid, subxid),
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
+                self.replay = Some(self.streams.commit(xid, commit_lsn, end_lsn)?);
+                self.begin(commit_lsn, commit_time)?;
+            }
+            message => return self.take_in(message),
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes one message of a streamed transaction that was committed; `None` if there is none.
+    pub(crate) fn replay(&mut self) -> Result<Option<Step>> {
+        let Some(mut replay) = self.replay.take() else { return Ok(None) };
+        let Some(bytes) = replay.next()? else {
+            self.commit(replay.commit_lsn, replay.end_lsn)?;
+            return Ok(Some(Step::Done));
+        };
+        let step = self.take_in(read(bytes, false)?.0)?;
+        self.replay = Some(replay);
+        Ok(Some(step))
+    }
+
+    fn take_in(&mut self, message: Message<'_>) -> Result<Step> {
         match message {
             Message::Insert { relation, new } => self.insert(relation, new)?,
             Message::Update { relation, old, new } => self.update(relation, old, new)?,
@@ -121,7 +154,7 @@ impl Assembler {
             | Message::StreamStop
             | Message::StreamCommit { .. }
             | Message::StreamAbort { .. } => {
-                return Err(protocol("the server streams an unfinished transaction, which was not asked for"));
+                return Err(protocol("a stream within a transaction"));
             }
         }
         Ok(Step::Done)
@@ -388,6 +421,10 @@ impl Output {
         });
         Ok(())
     }
+}
+
+fn read(bytes: &[u8], streaming: bool) -> Result<(Message<'_>, Option<u32>)> {
+    decode(bytes, streaming).map_err(|e| protocol("cannot read a pgoutput message").because(e))
 }
 
 fn known(relations: &mut Relations, oid: u32) -> Result<&mut Relation> {

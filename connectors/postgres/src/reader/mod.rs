@@ -3,6 +3,7 @@
 pub(crate) mod assemble;
 mod clock;
 pub(crate) mod relation;
+mod streams;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -156,6 +157,14 @@ impl Reader {
         loop {
             if self.assembler.is_full() {
                 return Ok(Consumed::Enough);
+            }
+            match self.assembler.replay()? {
+                None => {}
+                Some(Step::Done) => continue,
+                Some(Step::Describe(unknown)) => {
+                    self.unknown = Some(unknown);
+                    return Ok(Consumed::Unknown);
+                }
             }
             let body = match self.connection.buffered()? {
                 None => return Ok(Consumed::All),

@@ -13,6 +13,7 @@ use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use anabranch_core::{Error, Result};
 use bytes::BytesMut;
@@ -26,6 +27,9 @@ use stream::Stream;
 
 /// CopyBothResponse, which postgres-protocol does not know.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
+
+/// How long the server may take to end a session: it first sends what it is at.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A row of a simple query, as text.
 pub(crate) type TextRow = Vec<Option<String>>;
@@ -146,11 +150,15 @@ impl Connection {
         .await
     }
 
-    /// Ends the session in an orderly way, as far as the server still listens.
+    /// Ends the session, and waits a moment for the server to notice, so that the slot is free on return.
     pub(crate) async fn close(mut self) {
-        self.outbox.clear();
         frontend::terminate(&mut self.outbox);
-        let _ = self.send_now().await;
+        let ended = async {
+            while self.fill().await.is_ok() {
+                while let Ok(Some(_)) = self.inbox.message() {}
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 
     /// The next message, whatever it is.
