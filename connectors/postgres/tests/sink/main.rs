@@ -1,5 +1,6 @@
 //! The sink on real servers.
 
+mod apply;
 mod conformance;
 mod support;
 mod types;
