@@ -163,9 +163,7 @@ async fn stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &
             (Mode::Net, Next::Replace) if applier.may_replace(&net) => Mode::Replace,
             _ => Mode::InOrder,
         };
-        if applier.client.batch_execute("ROLLBACK TO SAVEPOINT unit").await.is_err() {
-            return Err(failure);
-        }
+        back_to_savepoint(applier).await?;
     }
 }
 
@@ -174,6 +172,12 @@ async fn stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &
 async fn savepoint(applier: &mut Applier<'_>, unit: &Unit) {
     let release = if matches!(unit.part, Part::Whole | Part::First) { "" } else { "RELEASE SAVEPOINT unit; " };
     applier.flight.simple(Tag::Control, format!("{release}SAVEPOINT unit")).await;
+}
+
+/// If this fails the connection is lost, and that is the error: the refusal before it was not the last word.
+async fn back_to_savepoint(applier: &mut Applier<'_>) -> Result<(), Failure> {
+    let back = applier.client.batch_execute("ROLLBACK TO SAVEPOINT unit").await;
+    back.map_err(|error| Failure::Refused { error, plan: None })
 }
 
 async fn attempt(
@@ -258,10 +262,8 @@ async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
     match applier.copy(unit).await {
         Ok(()) => {}
         Err(failure) if failure.next() == Next::GiveUp && !failure.is_copy_unsupported() => return Err(failure),
-        Err(failure) => {
-            if applier.client.batch_execute("ROLLBACK TO SAVEPOINT unit").await.is_err() {
-                return Err(failure);
-            }
+        Err(_) => {
+            back_to_savepoint(applier).await?;
             applier.steps(&steps(unit)).await?;
         }
     }

@@ -2,5 +2,8 @@
 
 mod apply;
 mod conformance;
+mod speed;
 mod support;
+mod target;
+mod transactions;
 mod types;
