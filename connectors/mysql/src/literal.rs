@@ -237,9 +237,7 @@ fn unhex(digits: impl Iterator<Item = u8>, out: &mut Vec<u8>) -> Option<()> {
 }
 
 fn uuid(text: &str, out: &mut Vec<u8>) -> Result<(), String> {
-    unhex(text.bytes().filter(|b| *b != b'-'), out)
-        .filter(|()| out.len() == 16)
-        .ok_or_else(|| odd(text, "a UUID"))
+    unhex(text.bytes().filter(|b| *b != b'-'), out).filter(|()| out.len() == 16).ok_or_else(|| odd(text, "a UUID"))
 }
 
 fn date(text: &str) -> Result<&str, String> {

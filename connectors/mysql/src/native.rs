@@ -4,8 +4,15 @@
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Family {
     /// Whole numbers of this many bytes.
-    Int { bytes: u8, unsigned: bool },
-    Decimal { precision: u32, scale: u32, unsigned: bool },
+    Int {
+        bytes: u8,
+        unsigned: bool,
+    },
+    Decimal {
+        precision: u32,
+        scale: u32,
+        unsigned: bool,
+    },
     /// 32 bits.
     Float,
     /// 64 bits.
@@ -65,11 +72,6 @@ impl Native {
     /// Whether it holds text.
     pub(crate) fn is_text(&self) -> bool {
         matches!(self.family, Family::Char(_) | Family::VarChar(_) | Family::Text(_) | Family::Enum(_))
-    }
-
-    /// Whether its values are bytes.
-    pub(crate) fn is_binary(&self) -> bool {
-        matches!(self.family, Family::Binary(_) | Family::VarBinary(_) | Family::Blob(_) | Family::Other)
     }
 }
 

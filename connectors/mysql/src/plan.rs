@@ -112,7 +112,8 @@ impl Plan {
     pub(crate) fn new(schema: &TableSchema, target: &Target) -> Result<Self> {
         let mut columns = Vec::with_capacity(schema.columns.len());
         for (source, column) in schema.columns.iter().enumerate() {
-            let wrong = |problem: String| Error::config(format!("table {} column {}", schema.name, column.name), problem);
+            let wrong =
+                |problem: String| Error::config(format!("table {} column {}", schema.name, column.name), problem);
             let there = target.column(&column.name).ok_or_else(|| {
                 wrong(format!("the target's table {} has no such column", target.name)).hint("add it, or leave it out")
             })?;
@@ -219,7 +220,8 @@ impl Plan {
         sql: &mut Vec<u8>,
         scratch: &mut Scratch,
     ) -> Result<(), Failure> {
-        let value = render(row.value(column.source), &column.encoding, scratch).map_err(|why| self.refuse(column, why))?;
+        let value =
+            render(row.value(column.source), &column.encoding, scratch).map_err(|why| self.refuse(column, why))?;
         push_sql(value, sql);
         Ok(())
     }

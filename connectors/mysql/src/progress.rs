@@ -164,7 +164,8 @@ async fn progress(conn: &mut Conn, pipeline: &str, lanes: Vec<LaneRow>) -> Resul
     for (lane, id, position, safe_time) in positions {
         let partition = PartitionId::new(id);
         let position: Position = from_json(&position, "a position")?;
-        let progress = Progress { partition: partition.clone(), position, safe_time: safe_time.map(Timestamp::from_micros) };
+        let progress =
+            Progress { partition: partition.clone(), position, safe_time: safe_time.map(Timestamp::from_micros) };
         partitions.entry(lane).or_default().insert(partition, progress);
     }
     let mut all = Vec::with_capacity(lanes.len());

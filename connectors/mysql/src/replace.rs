@@ -25,10 +25,7 @@ struct Replaced<'r, 'u> {
     before: Option<Row>,
 }
 
-pub(crate) async fn replace(
-    script: &mut Script<'_>,
-    effects: &[(Arc<Plan>, &TableEffect<'_>)],
-) -> Result<(), Failure> {
+pub(crate) async fn replace(script: &mut Script<'_>, effects: &[(Arc<Plan>, &TableEffect<'_>)]) -> Result<(), Failure> {
     let mut replaced = Vec::with_capacity(effects.len());
     for (plan, effect) in effects {
         let rows = read(script, plan, effect.updates.iter().chain(&effect.upserts)).await?;

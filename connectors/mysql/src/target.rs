@@ -1,8 +1,6 @@
 //! The target's tables: described, created, emptied.
 
-use anabranch_core::{
-    Column, Contract, Error, Fidelity, Result, TableName, TableSchema, TargetSchema, TargetTable,
-};
+use anabranch_core::{Column, Contract, Error, Fidelity, Result, TableName, TableSchema, TargetSchema, TargetTable};
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 

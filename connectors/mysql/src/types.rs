@@ -12,22 +12,40 @@ pub(crate) enum Encoding {
     /// Digits; the server checks the range.
     Int,
     /// 64 bits. `single`: the source's values have 32.
-    Double { single: bool },
+    Double {
+        single: bool,
+    },
     /// 32 bits.
     Float,
     /// Digits, of which at most `scale` after the point may be other than 0: the server would round.
-    Decimal { scale: u32 },
+    Decimal {
+        scale: u32,
+    },
     /// Canonical text, up to so many characters and bytes: the server would cut blanks off in silence.
-    Text { chars: u32, bytes: u64, trim: bool },
+    Text {
+        chars: u32,
+        bytes: u64,
+        trim: bool,
+    },
     /// Bytes, between these lengths. `hex`: text is hexadecimal digits after `\x`, else it is the bytes.
-    Bytes { min: u64, max: u64, hex: bool },
+    Bytes {
+        min: u64,
+        max: u64,
+        hex: bool,
+    },
     Date,
     /// Time of day, with its digits after the second.
-    Time { digits: u32 },
+    Time {
+        digits: u32,
+    },
     /// Date and time, with the digits after the second.
-    DateTime { digits: u32 },
+    DateTime {
+        digits: u32,
+    },
     /// `0` and `1` as a number, at most so many.
-    Bits { length: u32 },
+    Bits {
+        length: u32,
+    },
     /// A UUID as 16 bytes.
     UuidBytes,
 }
@@ -208,7 +226,9 @@ fn text(source: &DataType, native: &Native) -> Option<Route> {
         Family::Text(max) => {
             (fits_bytes(max), Encoding::Text { chars: u32::MAX, bytes: max, trim: false }, limit.is_none())
         }
-        Family::VarBinary(max) if of_text => (fits_bytes(u64::from(max)), Encoding::Bytes { min: 0, max: max.into(), hex: false }, false),
+        Family::VarBinary(max) if of_text => {
+            (fits_bytes(u64::from(max)), Encoding::Bytes { min: 0, max: max.into(), hex: false }, false)
+        }
         Family::Blob(max) if of_text => (fits_bytes(max), Encoding::Bytes { min: 0, max, hex: false }, false),
         _ => return None,
     };
