@@ -63,6 +63,11 @@ impl Db {
         self.rows(sql).await.into_iter().map(line).collect()
     }
 
+    /// Over a new connection: the server was killed.
+    pub(crate) async fn again(self) -> Db {
+        Db { conn: Conn::from_url(&self.url).await.expect("connect"), url: self.url }
+    }
+
     pub(crate) fn sink(&self) -> MySql {
         MySql::new(self.url.as_str())
     }
