@@ -232,12 +232,12 @@ impl ChangeBatch {
     }
 
     /// The batch as bytes, for a spill file. Schemas stay in memory: give them back to [`ChangeBatch::unspill`].
-    pub(crate) fn spill(&self) -> Result<Vec<u8>> {
+    pub fn spill(&self) -> Result<Vec<u8>> {
         postcard::to_stdvec(&self.data).map_err(|e| Error::fatal("cannot encode a batch for spilling").because(e))
     }
 
     /// The inverse of [`ChangeBatch::spill`].
-    pub(crate) fn unspill(schemas: Vec<Arc<TableSchema>>, bytes: &[u8]) -> Result<Self> {
+    pub fn unspill(schemas: Vec<Arc<TableSchema>>, bytes: &[u8]) -> Result<Self> {
         let data = postcard::from_bytes(bytes).map_err(|e| Error::fatal("a spilled batch is damaged").because(e))?;
         Ok(Self { schemas, data })
     }

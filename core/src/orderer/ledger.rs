@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use bytes::Bytes;
 
 use crate::error::{Error, Result};
-use crate::model::{ChangeBatch, Partition, PartitionId, Position, Progress, Rank, Timestamp};
+use crate::model::{ChangeBatch, Partition, PartitionId, Piece, Position, Progress, Rank, Timestamp};
 
 /// The place of a partition in the ledger.
 pub(super) type Track = usize;
@@ -52,6 +52,10 @@ struct Marks {
     token: Bytes,
     /// The last piece: its transaction and the least number its next change can have.
     last: Option<(Bytes, u64)>,
+    /// A transaction that gave changes and has not ended.
+    unended: Option<Bytes>,
+    /// Where its reader resumed: what it gives up to here it has given in an earlier run.
+    resumed: Option<Progress>,
 }
 
 #[derive(Debug)]
@@ -105,6 +109,8 @@ impl Ledger {
             given: reach.clone(),
             done: reach,
             last: None,
+            unended: None,
+            resumed: from.cloned(),
         });
         if let Some(from) = from {
             self.low.insert(partition.id.clone(), from.clone());
@@ -140,12 +146,35 @@ impl Ledger {
         Ok(track)
     }
 
+    /// Whether the piece goes on with a transaction that an earlier piece gave changes of.
+    pub(super) fn goes_on(&mut self, track: Track, piece: &Piece) -> bool {
+        let unended = &mut self.tracks[track].unended;
+        let goes_on = unended.as_ref() == Some(&piece.transaction.rank);
+        if piece.end.is_some() {
+            *unended = None;
+        } else if !piece.changes.is_empty() {
+            *unended = Some(piece.transaction.rank.clone());
+        }
+        goes_on
+    }
+
     /// Begins a mark; the one before it gets no more work.
     pub(super) fn begin(&mut self, track: Track) -> u64 {
         self.seal(track);
-        let marks = &mut self.tracks[track];
-        marks.marks.push_back(Mark { position: None, safe_time: None, open: true, to_give: 0, to_finish: 0 });
-        marks.first + marks.marks.len() as u64 - 1
+        self.tracks[track].marks.push_back(Mark {
+            position: None,
+            safe_time: None,
+            open: true,
+            to_give: 0,
+            to_finish: 0,
+        });
+        self.last(track)
+    }
+
+    /// The number of the last mark.
+    pub(super) fn last(&self, track: Track) -> u64 {
+        let marks = &self.tracks[track];
+        (marks.first + marks.marks.len() as u64).saturating_sub(1)
     }
 
     /// Adds work to the last mark.
@@ -155,8 +184,7 @@ impl Ledger {
             mark.to_give += count;
             mark.to_finish += count;
         }
-        let mark = (marks.first + marks.marks.len() as u64).saturating_sub(1);
-        Work { track, mark, count }
+        Work { track, mark: self.last(track), count }
     }
 
     /// Where the partition is once the last mark is passed.
@@ -172,6 +200,24 @@ impl Ledger {
             mark.open = false;
         }
         self.pass(track);
+    }
+
+    /// The work's mark gets no more of it.
+    pub(super) fn seal_mark(&mut self, track: Track, mark: u64) {
+        if let Some(mark) = self.mark(track, mark) {
+            mark.open = false;
+        }
+        self.pass(track);
+    }
+
+    /// Whether a change of this rank comes again, from before where the reader resumed.
+    pub(super) fn is_replay(&self, track: Track, rank: &Rank) -> bool {
+        self.tracks[track].resumed.as_ref().is_some_and(|r| *rank <= r.position.rank)
+    }
+
+    /// The safe time with which the reader resumed.
+    pub(super) fn resumed_safe_time(&self, track: Track) -> Option<Timestamp> {
+        self.tracks[track].resumed.as_ref().and_then(|p| p.safe_time)
     }
 
     /// Whether more work may belong to the last mark.

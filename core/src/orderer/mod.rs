@@ -1,7 +1,14 @@
 //! In which order, and on which lane, changes are applied.
 
+mod arrival;
+mod by_key;
 mod by_transaction;
+mod by_window;
+mod frontier;
+mod lanes;
 mod ledger;
+mod merge;
+mod route;
 mod transactions;
 
 use std::collections::BTreeMap;
@@ -10,7 +17,11 @@ use std::fmt::Debug;
 use crate::error::Result;
 use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Progress, UnitId};
 
+pub use arrival::Arrival;
+pub use by_key::ByKey;
 pub use by_transaction::ByTransaction;
+pub use by_window::ByWindow;
+use transactions::Size;
 
 /// How large a unit may become. A unit is cut, or a transaction passed on in parts, before it
 /// exceeds either; one change is always taken.
@@ -20,6 +31,13 @@ pub struct UnitLimits {
     pub max_bytes: usize,
     /// Changes.
     pub max_changes: usize,
+}
+
+impl UnitLimits {
+    /// What fits beside this.
+    fn room(&self, size: Size) -> Size {
+        Size { changes: self.max_changes, bytes: self.max_bytes }.minus(size)
+    }
 }
 
 /// Units that are handed out on a lane and not yet complete: one that is written, and one that

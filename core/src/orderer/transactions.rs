@@ -14,6 +14,8 @@ pub(super) struct Run {
     pub(super) changes: Range<u32>,
     /// About what one change occupies, in bytes.
     pub(super) change_bytes: usize,
+    /// It was given in an earlier run too.
+    pub(super) replay: bool,
 }
 
 impl Run {
@@ -38,15 +40,15 @@ pub(super) fn change_bytes(batch: &ChangeBatch) -> usize {
 }
 
 /// Appends a run; one that goes on where the last one ended becomes part of it.
-pub(super) fn append(slices: &mut Vec<Slice>, run: &Run) {
+pub(super) fn append(slices: &mut Vec<Slice>, of: BatchId, run: Range<u32>) {
     if let Some(Slice { batch, changes: Selection::Range(last) }) = slices.last_mut()
-        && *batch == run.batch
-        && last.end == run.changes.start
+        && *batch == of
+        && last.end == run.start
     {
-        last.end = run.changes.end;
+        last.end = run.end;
         return;
     }
-    slices.push(Slice { batch: run.batch, changes: Selection::Range(run.changes.clone()) });
+    slices.push(Slice { batch: of, changes: Selection::Range(run) });
 }
 
 /// A number of changes and their bytes.
@@ -57,20 +59,19 @@ pub(super) struct Size {
 }
 
 impl Size {
+    /// Fits nowhere.
+    pub(super) const MAX: Self = Self { changes: usize::MAX, bytes: usize::MAX };
+
     pub(super) fn fits(self, limits: &UnitLimits) -> bool {
         self.changes <= limits.max_changes && self.bytes <= limits.max_bytes
     }
 
     pub(super) fn plus(self, other: Self) -> Self {
-        Self { changes: self.changes + other.changes, bytes: self.bytes + other.bytes }
+        Self { changes: self.changes.saturating_add(other.changes), bytes: self.bytes.saturating_add(other.bytes) }
     }
 
     pub(super) fn minus(self, other: Self) -> Self {
         Self { changes: self.changes.saturating_sub(other.changes), bytes: self.bytes.saturating_sub(other.bytes) }
-    }
-
-    fn of_limits(limits: &UnitLimits) -> Self {
-        Self { changes: limits.max_changes, bytes: limits.max_bytes }
     }
 }
 
@@ -81,21 +82,31 @@ pub(super) struct Waiting {
     pub(super) size: Size,
     /// Nothing of it is to come.
     pub(super) ended: bool,
+    /// Some of it was given in an earlier run too.
+    replay: bool,
     pub(super) work: Vec<Work>,
 }
 
 impl Waiting {
-    pub(super) fn push(&mut self, run: Run) {
+    /// A transaction of which everything has arrived.
+    pub(super) fn whole(runs: impl IntoIterator<Item = Run>, work: Vec<Work>) -> Self {
+        let mut whole = Self { ended: true, work, ..Self::default() };
+        runs.into_iter().for_each(|run| whole.push(run));
+        whole
+    }
+
+    fn push(&mut self, run: Run) {
         if run.changes.is_empty() {
             return;
         }
         self.size = self.size.plus(run.size());
+        self.replay |= run.replay;
         self.runs.push_back(run);
     }
 
     /// Moves as many changes as the limits allow into `slices`.
     fn take(&mut self, limits: &UnitLimits, slices: &mut Vec<Slice>) {
-        let mut room = Size::of_limits(limits);
+        let mut room = limits.room(Size::default());
         while let Some(run) = self.runs.front_mut() {
             let Some(front) = run.split_front(room, slices.is_empty()) else { return };
             if run.changes.is_empty() {
@@ -104,7 +115,7 @@ impl Waiting {
             let size = front.size();
             room = room.minus(size);
             self.size = self.size.minus(size);
-            append(slices, &front);
+            append(slices, front.batch, front.changes);
         }
     }
 }
@@ -204,12 +215,15 @@ impl Transactions {
         self.flying.iter().filter(|f| !f.done).count() >= MAX_IN_FLIGHT
     }
 
-    /// As many transactions as fit, of which nothing is to come.
+    /// As many transactions as fit, of which nothing is to come. What was given in an earlier run
+    /// may be committed, so it stays apart: then a unit is skipped whole and counts nothing twice.
     fn take_whole(&mut self) -> Option<Taken> {
         let (mut slices, mut work, mut size, mut transactions) = (Vec::new(), Vec::new(), Size::default(), 0);
-        while self.queue.front().is_some_and(|t| t.ended && size.plus(t.size).fits(&self.limits)) {
+        let replay = self.queue.front()?.replay;
+        let fits = |t: &Waiting, size: Size| t.ended && t.replay == replay && size.plus(t.size).fits(&self.limits);
+        while self.queue.front().is_some_and(|t| fits(t, size)) {
             let Some(whole) = self.queue.pop_front() else { break };
-            whole.runs.iter().for_each(|run| append(&mut slices, run));
+            whole.runs.into_iter().for_each(|run| append(&mut slices, run.batch, run.changes));
             work.extend(whole.work);
             size = size.plus(whole.size);
             transactions += 1;

@@ -91,7 +91,12 @@ impl LaneTask {
 
     async fn apply(&mut self, unit: Unit) -> Result<Durability> {
         let Some(unit) = self.skip_committed(unit) else { return Ok(Durability::Durable) };
-        let unit = if unit.part == Part::Whole { self.letters.hold(unit).await? } else { unit };
+        let unit = if unit.part == Part::Whole {
+            self.letters.hold(unit).await?
+        } else {
+            self.letters.refuse_to_overtake(&unit)?;
+            unit
+        };
         let durability = self.letters.apply(self.writer.as_mut(), &unit, &self.tokens).await?;
         for progress in unit.progress {
             self.tokens.insert(progress.partition, progress.position.token);

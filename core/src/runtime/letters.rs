@@ -113,6 +113,7 @@ impl Letters {
         if self.with_held(|held| held.is_empty()) {
             return Ok(unit);
         }
+        self.refuse_to_truncate(&unit)?;
         let mut waiting: HashSet<(PartitionId, Rank)> = HashSet::new();
         let mut letters = Vec::new();
         for transaction in unit.split_by_transaction() {
@@ -132,6 +133,36 @@ impl Letters {
         }
         self.put(&letters).await?;
         Ok(unit.retain(|c| !waiting.contains(&(c.partition().clone(), c.rank()))))
+    }
+
+    /// An error if a part of a transaction larger than the budget touches a held key: it cannot be
+    /// set aside, and must not be applied before what it waits for.
+    pub(crate) fn refuse_to_overtake(&self, unit: &Unit) -> Result<()> {
+        if self.with_held(|held| held.is_empty()) {
+            return Ok(());
+        }
+        self.refuse_to_truncate(unit)?;
+        match unit.changes().find(|c| self.with_held(|held| held.touches(*c))) {
+            Some(change) => {
+                Err(self.stopped_at(change, Error::rejected("an earlier change of this key is a dead letter")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A letter that is applied after the truncate of its table would bring back a row.
+    fn refuse_to_truncate(&self, unit: &Unit) -> Result<()> {
+        let truncated = unit.changes().filter(|c| matches!(c.op(), Op::Truncate(_))).filter_map(|c| c.table());
+        for table in truncated {
+            if self.with_held(|held| held.keys.iter().any(|(name, _)| *name == table.name)) {
+                return Err(Error::rejected(format!(
+                    "{} is to be truncated while dead letters of it are open",
+                    table.name
+                ))
+                .hint("retry or skip them first"));
+            }
+        }
+        Ok(())
     }
 
     /// Writes the unit. What the target refuses is narrowed down to one transaction, or one change,

@@ -68,6 +68,7 @@ impl Session {
         let targets: Vec<TableSchema> = tables.iter().map(|(_, target)| target.clone()).collect();
         let preflight = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         preflight.verdict()?;
+        preflight.create_missing(spec.sink.as_ref()).await?;
 
         let counters = match spec.sink.progress() {
             Some(_) => stored.iter().fold(Counters::default(), |mut sum, lane| {

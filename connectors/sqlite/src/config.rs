@@ -1,0 +1,40 @@
+//! The keys of `[sink]`, `[checkpoint]` and `[dead_letters]` with `type = "sqlite"`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anabranch_core::{Error, Result};
+use serde::Deserialize;
+
+use crate::Sqlite;
+
+/// The keys of a configuration table for SQLite.
+///
+/// ```toml
+/// [sink]
+/// type = "sqlite"
+/// path = "replica.db"
+/// busy_timeout_ms = 5000   # optional
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SqliteConfig {
+    /// The database file. It is created if it is missing; its folder must exist.
+    pub path: PathBuf,
+    /// How long to wait for a lock that another process holds, in milliseconds. 5000 if not given.
+    #[serde(default)]
+    pub busy_timeout_ms: Option<u64>,
+}
+
+impl TryFrom<SqliteConfig> for Sqlite {
+    type Error = Error;
+
+    fn try_from(config: SqliteConfig) -> Result<Self> {
+        let mut sqlite = Self::open(config.path);
+        if let Some(ms) = config.busy_timeout_ms {
+            sqlite = sqlite.busy_timeout(Duration::from_millis(ms));
+        }
+        sqlite.check()?;
+        Ok(sqlite)
+    }
+}

@@ -1,0 +1,12 @@
+//! The SQLite sink, checkpointer and dead-letter store, against real files.
+
+mod apply;
+mod conformance;
+mod crash;
+mod parts;
+mod progress;
+mod speed;
+mod stores;
+mod support;
+mod target;
+mod types;

@@ -1,0 +1,98 @@
+//! Describing, creating and emptying tables.
+
+use anabranch_core::{Column, DataType, ErrorKind, Fidelity, TableName, TargetSchema};
+
+use crate::support::*;
+
+#[tokio::test]
+async fn describes_what_is_there() {
+    let target = Target::new(
+        "CREATE TABLE owners (id INTEGER PRIMARY KEY);
+         CREATE TABLE Cars (plate TEXT COLLATE NOCASE, country TEXT, owner INTEGER REFERENCES owners (id),
+             vin VARCHAR(17) NOT NULL UNIQUE, price DECIMAL(10,2), loud TEXT AS (upper(vin)), any_at_all,
+             PRIMARY KEY (country, plate));
+         CREATE UNIQUE INDEX cars_lower ON Cars (lower(vin));
+         CREATE UNIQUE INDEX cars_some ON Cars (price) WHERE price > 0;
+         CREATE INDEX cars_plain ON Cars (price);
+         CREATE TRIGGER cars_audit AFTER INSERT ON Cars BEGIN SELECT 1; END;
+         CREATE TABLE tight (id INT PRIMARY KEY, x ANY) STRICT;
+         CREATE VIEW v AS SELECT 1",
+    );
+    let cars = target.sqlite.describe(&TableName::new("public", "cars")).await.unwrap().unwrap();
+    assert_eq!(cars.schema.name, TableName::new("", "Cars"));
+    let natives: Vec<_> = cars.schema.columns.iter().map(|c| c.native.as_str()).collect();
+    assert_eq!(natives, ["TEXT COLLATE NOCASE", "TEXT", "INTEGER", "VARCHAR(17)", "DECIMAL(10,2)", "TEXT", ""]);
+    assert_eq!(cars.schema.key, [1, 0]);
+    assert_eq!(cars.unique, [vec!["vin".to_owned()], vec![], vec![]]);
+    assert_eq!(cars.references, [TableName::new("", "owners")]);
+    assert!(cars.schema.columns[5].generated && !cars.schema.columns[3].nullable);
+    for part in ["foreign keys (to owners)", "trigger cars_audit", "plate by NOCASE"] {
+        assert!(cars.warnings.iter().any(|w| w.contains(part)), "{part}: {:?}", cars.warnings);
+    }
+    let tight = target.sqlite.describe(&TableName::new("", "tight")).await.unwrap().unwrap();
+    assert_eq!(tight.schema.columns[1].native, "ANY (strict)");
+    assert!(target.sqlite.describe(&TableName::new("", "nowhere")).await.unwrap().is_none());
+    let error = target.sqlite.describe(&TableName::new("", "v")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+#[tokio::test]
+async fn contracts_of_columns_that_are_there() {
+    use Fidelity::*;
+    let target = Target::new("");
+    let decimal = DataType::Decimal { precision: None, scale: None };
+    let cases = [
+        (text(), "TEXT", Widening),
+        (text(), "INTEGER", Lossy),
+        (text(), "DATETIME", Lossy),
+        (DataType::TimestampTz, "DATETIME", Widening),
+        (DataType::Uuid, "NUMERIC", Widening),
+        (DataType::Json, "JSON", Lossy),
+        (DataType::Bit { length: Some(3), varying: false }, "INT", Lossy),
+        (DataType::Enum { labels: vec!["a".into()] }, "NUMERIC", Widening),
+        (DataType::Enum { labels: vec!["1".into()] }, "NUMERIC", Lossy),
+        (decimal.clone(), "TEXT", Widening),
+        (decimal.clone(), "NUMERIC", Lossy),
+        (decimal.clone(), "REAL", Lossy),
+        (DataType::Int64, "BIGINT", Exact),
+        (DataType::Int64, "DOUBLE", Lossy),
+        (DataType::UInt64, "BIGINT", Lossy),
+        (DataType::UInt64, "TEXT", Widening),
+        (DataType::Float64, "REAL", Exact),
+        (DataType::Float64, "REAL (strict)", Lossy),
+        (DataType::Float64, "ANY (strict)", Exact),
+        (DataType::Bytes, "NUMERIC", Exact),
+        (DataType::Bytes, "TEXT (strict)", Unsupported),
+        (text(), "INTEGER (strict)", Unsupported),
+        (text(), "TEXT COLLATE NOCASE", Lossy),
+        (DataType::Int64, "INTEGER COLLATE NOCASE", Exact),
+    ];
+    for (source, native, fidelity) in cases {
+        let existing = Column { native: native.to_owned(), ..Column::new("c", text()) };
+        let contract = target.sqlite.contract(&Column::new("c", source.clone()), Some(&existing));
+        assert_eq!(contract.fidelity, fidelity, "{source} in {native}: {}", contract.note);
+        assert!(fidelity < Lossy || !contract.note.is_empty(), "{source} in {native}");
+    }
+}
+
+#[tokio::test]
+async fn creates_clears_and_tells_whether_it_is_empty() {
+    let target = Target::new("");
+    let t = items();
+    let name = t.name.clone();
+    let sql = target.sqlite.create_statement(&t).unwrap();
+    assert!(sql.contains("\"id\" INTEGER NOT NULL PRIMARY KEY") && sql.ends_with("STRICT"), "{sql}");
+    target.sqlite.create(&t).await.unwrap();
+    assert_eq!(target.sqlite.create(&t).await.unwrap_err().kind(), ErrorKind::Config);
+    assert!(target.sqlite.is_empty(&name).await.unwrap());
+    apply(&target, &[Do::Insert(t.clone(), item(1, "a", "x"))]).await.unwrap();
+    assert!(!target.sqlite.is_empty(&name).await.unwrap());
+    target.sqlite.clear(&name).await.unwrap();
+    assert!(target.sqlite.is_empty(&name).await.unwrap());
+
+    let pair = table("pair", &[("a", text()), ("b", DataType::Uuid), ("c", DataType::Float32)], 2);
+    let sql = target.sqlite.create_statement(&pair).unwrap();
+    assert!(sql.contains("PRIMARY KEY (\"a\", \"b\")") && sql.contains("\"c\" ANY"), "{sql}");
+    let reserved = table("sqlite_things", &[("a", text())], 1);
+    assert_eq!(target.sqlite.create_statement(&reserved).unwrap_err().kind(), ErrorKind::Config);
+}

@@ -1,0 +1,167 @@
+//! A small shop in PostgreSQL, replicated into SQLite and MariaDB while it is written to. The
+//! pipeline is killed in the middle of its first copy and again in the middle of the stream; at the
+//! end every row of every table is compared.
+//!
+//! `make demo` runs it. It ends with an error if a single value differs.
+
+mod compare;
+mod lag;
+mod pipeline;
+mod shop;
+mod target;
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anabranch_servers::{PgServer, PgVersion, postgres};
+
+use lag::Lag;
+use pipeline::Pipeline;
+use shop::{Shop, Writer};
+use target::{Maria, Sqlite, Target};
+
+type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
+
+/// How long anything may take before the demonstration gives up.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the stream is watched, with a kill in the middle.
+const STREAMING: Duration = Duration::from_secs(4);
+
+fn main() -> ExitCode {
+    match demo() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("\nthe demonstration failed: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// True if every row is equal everywhere.
+fn demo() -> Done<bool> {
+    let Some(program) = pipeline::program() else {
+        return Err("the anabranch command is not built: cargo build -p anabranch-cli, or make demo".into());
+    };
+    let Some(server) = postgres(PgVersion::Any) else {
+        println!("skipped: there is no PostgreSQL; `make setup` says why");
+        return Ok(true);
+    };
+    let version = server.value("postgres", "SHOW server_version")?.unwrap_or_default();
+    println!("A small shop in PostgreSQL {version}, replicated while it is written to.");
+    let mut equal = replicate(&server, &program, &Sqlite::new()?)?;
+    match Maria::start()? {
+        Some(maria) => equal &= replicate(&server, &program, &maria)?,
+        None => println!("\nPostgreSQL to MariaDB\n  skipped: MariaDB is not installed"),
+    }
+    Ok(equal)
+}
+
+/// The whole story with one target.
+fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) -> Done<bool> {
+    println!("\nPostgreSQL to {}", target.name());
+    let shop = Shop::open(server, target.name())?;
+    say(
+        "loaded",
+        format!(
+            "{} tables, {} rows; from here on a writer goes on all the while",
+            shop::TABLES.len(),
+            thousands(shop.rows()?)
+        ),
+    );
+    let writer = Writer::start(&shop);
+    let mut pipeline = Pipeline::new(program, &shop.url(), &target.sink(), target.name())?;
+
+    let started = Instant::now();
+    pipeline.start()?;
+    copy_with_a_kill(&mut pipeline, &shop, target)?;
+    say("copied", format!("the first copy is complete {:.1} s after the start", started.elapsed().as_secs_f64()));
+
+    let lag = stream_with_a_kill(&mut pipeline, &writer, target)?;
+    say("lag", format!("{lag}, from a commit in PostgreSQL to a reader of {}", target.name()));
+
+    let written = writer.stop()?;
+    say(
+        "writes",
+        format!("stopped: {} changes in {} transactions", thousands(written.changes), thousands(written.transactions)),
+    );
+    pipeline.kill()?;
+    let took = pipeline.drain()?;
+    say("drained", format!("{:.1} s after that, start of the process included", took.as_secs_f64()));
+    let equal = compare::tables(&shop, target)?;
+    shop.close()?;
+    Ok(equal)
+}
+
+/// Kills the pipeline as soon as some rows are there, and waits for the others after its restart.
+fn copy_with_a_kill(pipeline: &mut Pipeline, shop: &Shop<'_>, target: &dyn Target) -> Done {
+    let all = shop.loaded();
+    let copied = wait_until(pipeline, "the first rows", || Some(target.count()).filter(|rows| *rows > 0))?;
+    pipeline.kill()?;
+    let kept = target.count();
+    if copied < all {
+        say(
+            "killed",
+            format!("SIGKILL in the middle of the first copy: {} of {} rows", thousands(kept), thousands(all)),
+        );
+    } else {
+        say(
+            "killed",
+            format!("SIGKILL right after the first copy: {} rows, too quick to be hit in it", thousands(kept)),
+        );
+    }
+    pipeline.start()?;
+    wait_until(pipeline, "the first copy", || (target.count() >= all && target.complete(shop)).then_some(()))
+}
+
+/// Kills the pipeline in the middle of a stream, measuring the lag but for the kill and its restart.
+fn stream_with_a_kill(pipeline: &mut Pipeline, writer: &Writer, target: &dyn Target) -> Done<Lag> {
+    wait_until(pipeline, "the stream", || (target.newest_order() > writer.newest().saturating_sub(3)).then_some(()))?;
+    let mut lag = Lag::default();
+    lag.watch(STREAMING / 2, writer, target);
+    pipeline.kill()?;
+    let seen = target.newest_order();
+    // The shop goes on while nobody replicates.
+    thread::sleep(Duration::from_millis(300));
+    let missed = writer.newest().saturating_sub(seen);
+    say("killed", format!("SIGKILL in the middle of the stream; {missed} orders come in while it is down"));
+    let down = Instant::now();
+    pipeline.start()?;
+    wait_until(pipeline, "the stream", || (target.newest_order() >= seen + missed).then_some(()))?;
+    say("resumed", format!("caught up {:.1} s after its restart", down.elapsed().as_secs_f64()));
+    lag.watch(STREAMING / 2, writer, target);
+    Ok(lag)
+}
+
+/// Asks until there is an answer; fails if the pipeline ends meanwhile.
+fn wait_until<T>(pipeline: &mut Pipeline, what: &str, mut answer: impl FnMut() -> Option<T>) -> Done<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = answer() {
+            return Ok(found);
+        }
+        pipeline.check()?;
+        if Instant::now() > deadline {
+            return Err(format!("{what}: not within {} s; {}", PATIENCE.as_secs(), pipeline.log()).into());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn say(what: &str, text: String) {
+    println!("  {what:<10} {text}");
+}
+
+/// `12,345`.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
