@@ -19,7 +19,9 @@ const KEYS_PER_DELETE: usize = 500;
 
 /// The plans of the tables met so far: one for each version of a table, for a unit may hold several.
 #[derive(Debug, Default)]
-pub(crate) struct Plans(HashMap<TableName, Vec<(Arc<TableSchema>, Arc<Plan>)>>);
+pub(crate) struct Plans(HashMap<TableName, Vec<Version>>);
+
+type Version = (Arc<TableSchema>, Arc<Plan>);
 
 impl Plans {
     /// Forgets what is known of the target's tables.

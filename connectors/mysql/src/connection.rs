@@ -220,6 +220,8 @@ impl Kept {
     }
 
     pub(crate) async fn put(&self, link: Link) {
-        *self.0.lock().await = Some(link);
+        if !link.conn.is_disconnected() {
+            *self.0.lock().await = Some(link);
+        }
     }
 }

@@ -38,6 +38,8 @@ pub(crate) enum Family {
     Enum(Vec<String>),
     /// MariaDB's UUID.
     Uuid,
+    /// A type of its own that reads and writes text: SET, YEAR, INET6.
+    Words,
     Other,
 }
 
@@ -110,6 +112,7 @@ fn family(native: &str, lower: &str) -> Family {
         "json" => Family::Json,
         "enum" => Family::Enum(labels(native)),
         "uuid" => Family::Uuid,
+        "set" | "year" | "inet4" | "inet6" => Family::Words,
         _ => Family::Other,
     }
 }

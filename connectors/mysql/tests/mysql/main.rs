@@ -3,6 +3,7 @@
 mod apply;
 mod conformance;
 mod crash;
+mod limits;
 mod server;
 mod speed;
 mod tables;

@@ -54,10 +54,16 @@ async fn keys_fit_and_rows_fit() {
         ),
         keyed("k6", &[("a", TEXT)], &[]),
     ];
+    let _ = target.is_empty(&TableName::new("", "none")).await;
     for t in &tables {
+        let planned: Vec<_> = (0..t.columns.len()).map(|n| target.planned(t, n)).collect();
         target.create(t).await.unwrap_or_else(|e| panic!("{}: {}", t.name, e.report()));
         let there = target.describe(&t.name).await.expect("describe").expect("there");
         assert_eq!(there.schema.key, t.key, "{}", t.name);
+        for (n, planned) in planned.into_iter().enumerate() {
+            let found = target.contract(&t.columns[n], Some(&there.schema.columns[n]));
+            assert_eq!((found.fidelity, found.note), (planned.fidelity, planned.note), "{} column {n}", t.name);
+        }
         assert!(there.warnings.iter().all(|w| !w.contains("collation")), "{:?}", there.warnings);
     }
     assert_eq!(
