@@ -40,8 +40,6 @@ pub(crate) struct Connector {
 pub(crate) struct Server {
     /// MariaDB, else MySQL or something that says so.
     pub(crate) mariadb: bool,
-    /// The database of the URL.
-    pub(crate) database: String,
     /// A collation that tells all strings apart, trailing blanks included.
     pub(crate) collation: &'static str,
     /// Names of tables are compared without case.
@@ -83,10 +81,6 @@ impl Connector {
 
     pub(crate) fn config(&self) -> &MySqlConfig {
         &self.config
-    }
-
-    pub(crate) fn config_mut(&mut self) -> &mut MySqlConfig {
-        &mut self.config
     }
 
     /// What the last connection found; `None` before the first.
@@ -171,12 +165,10 @@ impl Connector {
     }
 
     async fn set_up(&self, conn: &mut Conn) -> Result<Server, mysql_async::Error> {
-        let facts: Option<(String, String, u64, u64, u64)> = conn
-            .query_first(
-                "SELECT VERSION(), DATABASE(), @@max_allowed_packet, @@lower_case_table_names, @@GLOBAL.local_infile",
-            )
+        let facts: Option<(String, u64, u64, u64)> = conn
+            .query_first("SELECT VERSION(), @@max_allowed_packet, @@lower_case_table_names, @@GLOBAL.local_infile")
             .await?;
-        let (version, database, max_packet, folding, local_infile) = facts.unwrap_or_default();
+        let (version, max_packet, folding, local_infile) = facts.unwrap_or_default();
         let mariadb = version.to_ascii_lowercase().contains("mariadb");
         let collation = match (mariadb, conn.server_version()) {
             (true, _) => "utf8mb4_nopad_bin",
@@ -195,16 +187,18 @@ impl Connector {
             // A limit meant for queries would cut large units off again and again.
             settings.push_str(", max_statement_time=0");
         }
+        // A Galera cluster may commit in the middle of a load (wsrep_load_data_splitting).
+        let cluster: Option<(String, String)> = conn.query_first("SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
+        let may_load = local_infile != 0 && !cluster.is_some_and(|(_, on)| on.eq_ignore_ascii_case("on"));
         conn.query_drop(settings).await?;
         conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         conn.query_drop(format!("SET NAMES utf8mb4 COLLATE {collation}")).await?;
         Ok(Server {
             mariadb,
-            database,
             collation,
             folds_names: folding != 0,
             max_packet: usize::try_from(max_packet).unwrap_or(usize::MAX),
-            local_infile: local_infile != 0 && self.config.local_infile == LocalInfile::Auto,
+            local_infile: may_load && self.config.local_infile == LocalInfile::Auto,
         })
     }
 }
@@ -226,6 +220,8 @@ impl Kept {
     }
 
     pub(crate) async fn put(&self, link: Link) {
-        *self.0.lock().await = Some(link);
+        if !link.conn.is_disconnected() {
+            *self.0.lock().await = Some(link);
+        }
     }
 }

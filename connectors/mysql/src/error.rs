@@ -1,6 +1,7 @@
 //! What the server's and the driver's errors ask for.
 
 use std::borrow::Cow;
+use std::io;
 
 use anabranch_core::{Error, ErrorKind};
 use mysql_async::{DriverError, IoError, ServerError};
@@ -84,10 +85,10 @@ fn driver_error(error: mysql_async::Error, phase: Phase) -> Error {
     match error {
         mysql_async::Error::Server(e) => server_error(e, phase),
         mysql_async::Error::Url(e) => Error::config("sink.url", e.to_string()),
-        mysql_async::Error::Io(IoError::Tls(e)) if phase == Phase::Connect => {
-            Error::config("sink.tls", "the TLS handshake failed")
-                .because(e)
-                .hint("check the server's certificate and the tls keys")
+        mysql_async::Error::Io(IoError::Tls(e)) if phase == Phase::Connect => tls_error(e),
+        // tokio-rustls wraps what rustls says: a certificate that is not trusted, a name that differs.
+        mysql_async::Error::Io(IoError::Io(e)) if phase == Phase::Connect && e.kind() == io::ErrorKind::InvalidData => {
+            tls_error(e)
         }
         mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer) => {
             Error::config("sink.tls", "the server does not offer TLS")
@@ -101,14 +102,27 @@ fn driver_error(error: mysql_async::Error, phase: Phase) -> Error {
             | DriverError::CleartextPluginDisabled
             | DriverError::NoKeyFound),
         ) => Error::config("sink", e.to_string()),
-        other => match phase {
-            Phase::Connect => Error::transient("cannot connect to the MySQL server").because(other),
-            Phase::Statement => Error::transient("the connection to the MySQL server is lost").because(other),
-            Phase::Commit => {
-                Error::indeterminate("the connection to the MySQL server was lost while committing").because(other)
-            }
-        },
+        // The driver's own wrappings repeat what they wrap.
+        mysql_async::Error::Io(IoError::Io(e)) => lost(phase, e),
+        mysql_async::Error::Io(IoError::Tls(e)) => lost(phase, e),
+        mysql_async::Error::Driver(e) => lost(phase, e),
+        mysql_async::Error::Other(e) => lost(phase, e),
     }
+}
+
+fn tls_error(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::config("sink.tls", "the TLS handshake failed")
+        .hint("check the server's certificate and the tls keys")
+        .because(cause)
+}
+
+fn lost(phase: Phase, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    match phase {
+        Phase::Connect => Error::transient("cannot connect to the MySQL server"),
+        Phase::Statement => Error::transient("the connection to the MySQL server is lost"),
+        Phase::Commit => Error::indeterminate("the connection to the MySQL server was lost while committing"),
+    }
+    .because(cause)
 }
 
 fn server_error(e: ServerError, phase: Phase) -> Error {
