@@ -1,7 +1,12 @@
 //! anabranch carries the committed changes of one database to another.
-use anabranch_core::pipeline::Registry;
 pub use anabranch_core::*;
-/// The registry with every connector of the enabled features.
-pub fn registry() -> Registry {
-    Registry::new()
-}
+
+mod registry;
+#[cfg(feature = "mysql")]
+pub use anabranch_mysql::MySql;
+#[cfg(feature = "postgres")]
+pub use anabranch_postgres::{Postgres, PostgresSink};
+#[cfg(feature = "sqlite")]
+pub use anabranch_sqlite::Sqlite;
+pub use async_trait::async_trait;
+pub use registry::registry;

@@ -22,9 +22,16 @@ struct Own {
 
 #[derive(Debug, Clone)]
 enum Shape {
-    Domain { base: u32, modifier: i32 },
-    Enum { labels: Vec<String> },
-    Array { element: u32 },
+    Domain {
+        base: u32,
+        modifier: i32,
+    },
+    Enum {
+        labels: Vec<String>,
+    },
+    Array {
+        element: u32,
+    },
     /// Composites, ranges and base types of extensions.
     Opaque,
 }

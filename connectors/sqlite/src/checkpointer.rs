@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use anabranch_core::{Checkpoint, Checkpointer, Error, Result, Saved, Version};
+use anabranch_core::{Checkpoint, Checkpointer, Result, Saved, Version};
 use async_trait::async_trait;
 use rusqlite::{OptionalExtension, params};
 
@@ -48,9 +48,8 @@ impl Checkpointer for SqliteCheckpointer {
                         .optional(),
                 )?;
                 let Some((version, body)) = row else { return Ok(None) };
-                let checkpoint = serde_json::from_str(&body).map_err(|e| {
-                    Error::fatal(format!("the checkpoint of {pipeline} in the table {TABLE} is damaged")).because(e)
-                })?;
+                let checkpoint = Checkpoint::from_json(&body)
+                    .map_err(|e| e.context(format!("the checkpoint of {pipeline} in the table {TABLE}")))?;
                 Ok(Some((Version(version as u64), checkpoint)))
             })
             .await
@@ -58,7 +57,7 @@ impl Checkpointer for SqliteCheckpointer {
 
     async fn save(&self, pipeline: &str, expected: Option<Version>, next: &Checkpoint) -> Result<Saved> {
         let pipeline = pipeline.to_owned();
-        let body = serde_json::to_string(next).map_err(|e| Error::fatal("cannot encode the checkpoint").because(e))?;
+        let body = next.to_json()?;
         self.shared
             .write(move |db| {
                 let doing = "cannot save the checkpoint";

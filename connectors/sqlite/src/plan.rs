@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_core::{Error, Result, RowRef, TableSchema, ValueRef};
+use anabranch_core::{Error, Result, TableSchema, ValueRef};
 use rusqlite::Statement;
 
 use crate::connection::{Database, quoted};
@@ -143,15 +143,14 @@ impl TablePlan {
         Ok(())
     }
 
-    /// Binds the key of a row, from parameter `first` on.
-    pub(crate) fn bind_key(
+    /// Binds the key of a row as the first parameters.
+    pub(crate) fn bind_key<'r>(
         &self,
         db: &Database,
         statement: &mut Statement<'_>,
-        first: usize,
-        row: RowRef<'_>,
+        value: impl Fn(usize) -> ValueRef<'r>,
     ) -> Result<()> {
-        self.bind(db, statement, first, self.key.iter().copied(), |i| row.get(i))
+        self.bind(db, statement, 1, self.key.iter().copied(), value)
     }
 
     /// The key of a row, for people.

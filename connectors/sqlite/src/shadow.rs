@@ -15,7 +15,7 @@
 
 use std::sync::Arc;
 
-use anabranch_core::{ChangeRef, Op, Result, RowRef, Unit};
+use anabranch_core::{Op, Result, Unit, ValueRef};
 use rusqlite::CachedStatement;
 
 use crate::apply::Stop;
@@ -48,8 +48,12 @@ impl Shadows {
                 continue;
             }
             let shadow = self.shadow(db, &real)?;
-            for row in keys_of(change) {
-                shadow.move_row(db, row)?;
+            if let Some(old) = change.identity_row() {
+                shadow.move_row(db, |i| old.get(i))?;
+            }
+            // A key column that was not sent again is as it was.
+            if let (true, Some(old), Some(new)) = (change.changes_key(), change.old_row(), change.new_row()) {
+                shadow.move_row(db, |i| if new.get(i).is_unchanged() { old.get(i) } else { new.get(i) })?;
             }
         }
         Ok(())
@@ -128,7 +132,7 @@ impl Shadow {
         }
     }
 
-    fn move_row(&self, db: &Database, row: RowRef<'_>) -> Result<(), Stop> {
+    fn move_row<'r>(&self, db: &Database, value: impl Fn(usize) -> ValueRef<'r>) -> Result<(), Stop> {
         let real = &self.real;
         let all = real.all.join(", ");
         let copy = format!(
@@ -140,7 +144,7 @@ impl Shadow {
         );
         for sql in [&copy, &real.delete] {
             let mut statement = self.prepare(db, sql)?;
-            real.bind_key(db, &mut statement, 1, row)?;
+            real.bind_key(db, &mut statement, &value)?;
             let done = statement.raw_execute();
             db.told(format_args!("cannot move a row of {}", real.name), done)?;
         }
@@ -168,11 +172,4 @@ impl Shadow {
     fn prepare<'d>(&self, db: &'d Database, sql: &str) -> Result<CachedStatement<'d>> {
         db.told(format_args!("cannot move a row of {}", self.real.name), db.conn.prepare_cached(sql))
     }
-}
-
-/// The rows of a change that name keys: where the row was, and where it will be.
-fn keys_of(change: ChangeRef<'_>) -> impl Iterator<Item = RowRef<'_>> {
-    let has_key = |row: &RowRef<'_>| change.schema().key.iter().all(|&k| !row.get(usize::from(k)).is_unchanged());
-    let new = change.new_row().filter(|_| change.old_row().is_none() || change.changes_key()).filter(has_key);
-    change.old_row().filter(has_key).into_iter().chain(new)
 }

@@ -1,15 +1,17 @@
 //! Whole transactions, in commit order, one after another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::ledger::{Ledger, Track};
+use super::ledger::{Ledger, Track, Work};
 use super::merge::Merge;
 use super::transactions::{Run, Transactions, Waiting, change_bytes};
 use super::{Orderer, UnitLimits};
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Piece, Progress, Rank, UnitId};
+use crate::model::{
+    BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Piece, Position, Progress, Rank, UnitId,
+};
 
 /// Applies transactions whole and in commit order, on one lane.
 ///
@@ -31,7 +33,15 @@ enum Mode {
     /// Transactions come one after another. The one that is being pushed: its partition and rank.
     Single(Option<(PartitionId, Bytes)>),
     /// Transactions are spread over partitions.
-    Merged(Merge<Run>),
+    Merged(Spread),
+}
+
+/// Transactions that are spread over partitions.
+#[derive(Debug)]
+struct Spread {
+    merge: Merge<(Run, Work)>,
+    /// For each partition the transaction of its open mark.
+    open: HashMap<Track, Bytes>,
 }
 
 impl ByTransaction {
@@ -49,7 +59,7 @@ impl ByTransaction {
     /// [`Transaction::total`](crate::Transaction::total), it must be reached: a transform that
     /// leaves changes out clears it.
     pub fn merged(limits: UnitLimits) -> Self {
-        Self::of_mode(limits, Mode::Merged(Merge::default()))
+        Self::of_mode(limits, Mode::Merged(Spread { merge: Merge::new(true), open: HashMap::new() }))
     }
 
     fn of_mode(limits: UnitLimits, mode: Mode) -> Self {
@@ -64,14 +74,14 @@ impl Orderer for ByTransaction {
 
     fn opened(&mut self, partition: &Partition, from: Option<&Progress>) {
         self.ledger.open(partition, from);
-        if let Mode::Merged(merge) = &mut self.mode {
-            merge.opened(partition, from);
+        if let Mode::Merged(spread) = &mut self.mode {
+            spread.merge.opened(partition, from);
         }
     }
 
     fn closed(&mut self, partition: &PartitionId) {
-        if let Mode::Merged(merge) = &mut self.mode {
-            merge.closed(partition);
+        if let Mode::Merged(spread) = &mut self.mode {
+            spread.merge.closed(partition);
         }
     }
 
@@ -79,34 +89,29 @@ impl Orderer for ByTransaction {
         let track = self.ledger.admit(batch)?;
         let change_bytes = change_bytes(batch);
         for piece in batch.pieces() {
-            let run = Run { batch: id, changes: piece.changes.clone(), change_bytes };
+            let replay = self.ledger.is_replay(track, &Rank::of_change(&piece.transaction.rank, piece.first_sequence));
+            let run = Run { batch: id, changes: piece.changes.clone(), change_bytes, replay };
             match &mut self.mode {
                 Mode::Single(open) => {
                     push_single(&mut self.ledger, &mut self.transactions, open, track, piece, run)?;
                 }
-                Mode::Merged(merge) => push_merged(&mut self.ledger, merge, track, piece, run)?,
+                Mode::Merged(spread) => spread.push(&mut self.ledger, track, piece, run)?,
             }
         }
-        match &mut self.mode {
-            Mode::Single(_) => self.ledger.end_of_batch(track, batch),
-            Mode::Merged(merge) => merge.end_of_batch(&mut self.ledger, track, batch),
+        if let Mode::Merged(spread) = &mut self.mode {
+            if self.ledger.is_open(track) {
+                // The source may not tell that the transaction ends here; the frontier does, later.
+                self.ledger.place(track, batch.end().clone());
+            }
+            spread.merge.end_of_batch(batch);
         }
+        self.ledger.end_of_batch(track, batch);
         Ok(())
     }
 
     fn next_ready(&mut self) -> Result<Option<OrderedUnit>> {
-        if let Mode::Merged(merge) = &mut self.mode {
-            let through = merge.through();
-            while let Some((_, pending)) = merge.pop(&mut self.ledger, through)? {
-                if pending.pieces.is_empty() {
-                    // Its ends alone: nothing to hand out.
-                    pending.work.iter().for_each(|w| self.ledger.give(*w));
-                    pending.work.iter().for_each(|w| self.ledger.finish(*w));
-                } else {
-                    let runs = pending.pieces.into_iter().map(|(_, run)| run);
-                    self.transactions.push(Waiting::whole(runs, pending.work));
-                }
-            }
+        if let Mode::Merged(spread) = &mut self.mode {
+            spread.release(&mut self.ledger, &mut self.transactions)?;
         }
         Ok(self.transactions.next(&mut self.ledger))
     }
@@ -158,13 +163,50 @@ fn push_single(
     Ok(())
 }
 
-fn push_merged(ledger: &mut Ledger, merge: &mut Merge<Run>, track: Track, piece: &Piece, run: Run) -> Result<()> {
-    let (pending, _) = merge.push(ledger, track, piece)?;
-    if let Some(pending) = pending
-        && !piece.changes.is_empty()
-    {
-        pending.pieces.push((piece.first_sequence, run));
+impl Spread {
+    fn push(&mut self, ledger: &mut Ledger, track: Track, piece: &Piece, run: Run) -> Result<()> {
+        let rank = &piece.transaction.rank;
+        if !(ledger.is_open(track) && self.open.get(&track) == Some(rank)) {
+            ledger.begin(track);
+        }
+        self.open.insert(track, rank.clone());
+        let work = ledger.add_to_last(track, 1);
+        if let Some(end) = &piece.end {
+            ledger.place(track, end.clone());
+            ledger.set_token(track, &end.token);
+            ledger.seal(track);
+        } else if !piece.changes.is_empty() {
+            let last = Rank::of_change(rank, piece.first_sequence + piece.changes.len() as u64 - 1);
+            let token = ledger.token(track).clone();
+            ledger.place(track, Position::new(last, token));
+        }
+        if let Some((_, work)) = self.merge.push(ledger.partition(track), piece, run.replay, (run, work))? {
+            pass(ledger, &[work]);
+        }
+        Ok(())
     }
-    merge.end_of_piece(ledger, track, piece);
-    Ok(())
+
+    /// Queues the transactions that every partition has passed.
+    fn release(&mut self, ledger: &mut Ledger, transactions: &mut Transactions) -> Result<()> {
+        let through = self.merge.through();
+        while let Some((_, parts)) = self.merge.pop(through)? {
+            let (runs, work): (Vec<Run>, Vec<Work>) = parts.into_iter().unzip();
+            work.iter().for_each(|w| ledger.seal_mark(w.track, w.mark));
+            if runs.iter().all(|run| run.changes.is_empty()) {
+                pass(ledger, &work);
+            } else {
+                transactions.push(Waiting::whole(runs, work));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// There is nothing to hand out.
+fn pass(ledger: &mut Ledger, work: &[Work]) {
+    for &work in work {
+        ledger.seal_mark(work.track, work.mark);
+        ledger.give(work);
+        ledger.finish(work);
+    }
 }

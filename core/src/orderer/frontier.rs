@@ -19,6 +19,8 @@ const NOTHING: Timestamp = Timestamp::from_micros(i64::MIN);
 #[derive(Debug, Default)]
 pub(super) struct Frontier {
     partitions: HashMap<PartitionId, Heard>,
+    /// The end of the latest partition that closed.
+    ended: Option<Timestamp>,
 }
 
 /// What was heard of a partition.
@@ -49,6 +51,7 @@ impl Frontier {
         let Some(heard) = self.partitions.get_mut(partition) else { return };
         heard.closed = true;
         let end = heard.end();
+        self.ended = self.ended.max(Some(end));
         for child in self.partitions.values_mut().filter(|p| p.parents.contains(partition)) {
             child.proven = child.proven.max(end);
         }
@@ -82,6 +85,11 @@ impl Frontier {
     pub(super) fn through(&self) -> Timestamp {
         let bounds = self.partitions.values().filter(|p| !p.closed && !self.waits(p));
         bounds.map(|p| p.proven).min().unwrap_or(ALL)
+    }
+
+    /// As [`Frontier::through`], but not after the last time at which a partition closed.
+    pub(super) fn through_closed(&self) -> Timestamp {
+        self.through().min(self.ended.unwrap_or(NOTHING))
     }
 
     fn waits(&self, partition: &Heard) -> bool {

@@ -73,6 +73,12 @@ impl BatchNotes {
         self.pieces[piece].ends_bare
     }
 
+    /// The rank of the piece's first change.
+    pub(super) fn first_rank(&self, piece: usize) -> Rank {
+        let piece = &self.pieces[piece];
+        Rank::of_change(&piece.rank, piece.first_sequence)
+    }
+
     fn piece_of(&self, change: u32) -> usize {
         self.pieces.partition_point(|p| p.changes.end <= change)
     }
@@ -108,7 +114,8 @@ impl BatchNotes {
 pub(super) struct Share {
     pub(super) notes: Arc<BatchNotes>,
     picks: Picks,
-    /// Do not merge it with what is before it, unless all of this fits.
+    /// Do not merge it with what is before it, unless as much as this fits: it begins something that
+    /// should stay together.
     pub(super) group: Option<Size>,
 }
 

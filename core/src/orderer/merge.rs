@@ -1,16 +1,15 @@
 //! Sorts the transactions of several partitions by commit time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::frontier::Frontier;
-use super::ledger::{Ledger, Track, Work};
 use crate::error::{Error, Result};
-use crate::model::{ChangeBatch, Partition, PartitionId, Piece, Position, Progress, Rank, Timestamp};
+use crate::model::{ChangeBatch, Partition, PartitionId, Piece, Progress, Rank, Timestamp};
 
 /// What transactions are sorted by: commit time, then the rank, which is the same in all partitions.
-pub(super) type Key = (Timestamp, Bytes);
+type Key = (Timestamp, Bytes);
 
 /// Transactions that wait until every partition was heard up to their commit time. `P` is what is
 /// kept of a piece.
@@ -20,17 +19,14 @@ pub(super) struct Merge<P> {
     pending: BTreeMap<Key, Pending<P>>,
     /// The last transaction that was let go.
     released: Option<Key>,
-    /// For each partition the transaction of its open mark.
-    open: HashMap<Track, Bytes>,
+    whole: bool,
 }
 
 /// A transaction as far as it has arrived.
 #[derive(Debug)]
-pub(super) struct Pending<P> {
+struct Pending<P> {
     /// Its pieces with the number of their first change.
-    pub(super) pieces: Vec<(u64, P)>,
-    /// One piece of work for each partition: to hand out the transaction.
-    pub(super) work: Vec<Work>,
+    pieces: Vec<(u64, P)>,
     changes: u64,
     total: Total,
 }
@@ -44,13 +40,12 @@ enum Total {
     Unknown,
 }
 
-impl<P> Default for Merge<P> {
-    fn default() -> Self {
-        Self { frontier: Frontier::default(), pending: BTreeMap::new(), released: None, open: HashMap::new() }
-    }
-}
-
 impl<P> Merge<P> {
+    /// `whole`: partitions resume between transactions, so that each arrives whole, and is checked to.
+    pub(super) fn new(whole: bool) -> Self {
+        Self { frontier: Frontier::default(), pending: BTreeMap::new(), released: None, whole }
+    }
+
     pub(super) fn opened(&mut self, partition: &Partition, from: Option<&Progress>) {
         self.frontier.opened(partition, from);
     }
@@ -64,92 +59,48 @@ impl<P> Merge<P> {
         self.frontier.through()
     }
 
-    /// Takes a piece in: gives the transaction that it belongs to, for the caller to add what it
-    /// keeps, and the mark of the partition. No transaction: there is nothing to keep.
+    /// As `through`, but not after the last time at which a partition closed.
+    pub(super) fn through_closed(&self) -> Timestamp {
+        self.frontier.through_closed()
+    }
+
+    /// Takes a piece in, and `kept` for it; gives that back if the piece is the bare end of a
+    /// transaction that was let go. `replay`: the piece was given in an earlier run, when all
+    /// partitions had been heard; other partitions need not give their part of it again.
     ///
     /// # Errors
     /// [`Fatal`](crate::ErrorKind::Fatal) without a commit time, or if it comes after a later one was let go.
-    pub(super) fn push(
-        &mut self,
-        ledger: &mut Ledger,
-        track: Track,
-        piece: &Piece,
-    ) -> Result<(Option<&mut Pending<P>>, u64)> {
-        let partition = ledger.partition(track).clone();
-        let rank = &piece.transaction.rank;
-        let mark = self.mark(ledger, track, piece);
+    pub(super) fn push(&mut self, partition: &PartitionId, piece: &Piece, replay: bool, kept: P) -> Result<Option<P>> {
         let Some(time) = piece.transaction.commit_time else {
             if piece.changes.is_empty() {
-                return Ok((None, mark));
+                return Ok(Some(kept));
             }
             return Err(Error::fatal(format!("partition {partition} gave a transaction without a commit time")));
         };
-        let key = (time, rank.clone());
-        let replay = ledger.is_replay(track, &Rank::of_change(rank, piece.first_sequence));
+        let key = (time, piece.transaction.rank.clone());
         if !replay {
-            self.frontier.change(&partition, time)?;
+            self.frontier.change(partition, time)?;
             if self.released.as_ref().is_some_and(|r| *r >= key) {
                 if piece.changes.is_empty() {
-                    return Ok((None, mark));
+                    return Ok(Some(kept));
                 }
                 return Err(Error::fatal(format!(
                     "partition {partition} gave a change committed at {time}, which all partitions had passed"
                 )));
             }
         }
-        let total = piece.transaction.total.filter(|_| !replay).map_or(Total::Unknown, Total::Told);
-        let pending = self.pending.entry(key).or_insert_with(|| Pending {
-            pieces: Vec::new(),
-            work: Vec::new(),
-            changes: 0,
-            total,
-        });
+        let total = piece.transaction.total.filter(|_| self.whole && !replay).map_or(Total::Unknown, Total::Told);
+        let pending = self.pending.entry(key).or_insert_with(|| Pending { pieces: Vec::new(), changes: 0, total });
         if pending.total != total {
             pending.total = Total::Unknown;
         }
         pending.changes += piece.changes.len() as u64;
-        if !pending.work.iter().any(|w| (w.track, w.mark) == (track, mark)) {
-            pending.work.push(ledger.add_to_last(track, 1));
-        }
-        Ok((Some(pending), mark))
-    }
-
-    /// The piece's mark, begun if the transaction is new in this partition.
-    fn mark(&mut self, ledger: &mut Ledger, track: Track, piece: &Piece) -> u64 {
-        let rank = &piece.transaction.rank;
-        let goes_on = ledger.is_open(track) && self.open.get(&track) == Some(rank);
-        let mark = if goes_on { ledger.last(track) } else { ledger.begin(track) };
-        self.open.insert(track, rank.clone());
-        match (&piece.end, piece.changes.len() as u64) {
-            (Some(end), _) => {
-                ledger.place(track, end.clone());
-                ledger.set_token(track, &end.token);
-            }
-            (None, 0) => {}
-            (None, len) => {
-                let last = Rank::of_change(rank, piece.first_sequence + len - 1);
-                let token = ledger.token(track).clone();
-                ledger.place(track, Position::new(last, token));
-            }
-        }
-        mark
-    }
-
-    /// The piece was taken in, with its work.
-    pub(super) fn end_of_piece(&mut self, ledger: &mut Ledger, track: Track, piece: &Piece) {
-        if piece.end.is_some() {
-            self.open.remove(&track);
-            ledger.seal(track);
-        }
+        pending.pieces.push((piece.first_sequence, kept));
+        Ok(None)
     }
 
     /// The batch was taken in.
-    pub(super) fn end_of_batch(&mut self, ledger: &mut Ledger, track: Track, batch: &ChangeBatch) {
-        if ledger.is_open(track) {
-            // The source may not tell that the transaction ends here; the frontier does, later.
-            ledger.place(track, batch.end().clone());
-        }
-        ledger.end_of_batch(track, batch);
+    pub(super) fn end_of_batch(&mut self, batch: &ChangeBatch) {
         if let Some(time) = batch.safe_time() {
             self.frontier.safe(batch.partition(), time);
         }
@@ -159,7 +110,7 @@ impl<P> Merge<P> {
     ///
     /// # Errors
     /// [`Fatal`](crate::ErrorKind::Fatal) if it has not as many changes as its source told.
-    pub(super) fn pop(&mut self, ledger: &mut Ledger, through: Timestamp) -> Result<Option<(Key, Pending<P>)>> {
+    pub(super) fn pop(&mut self, through: Timestamp) -> Result<Option<(Timestamp, Vec<P>)>> {
         let Some(first) = self.pending.first_entry() else { return Ok(None) };
         let (time, rank) = first.key();
         if *time > through {
@@ -176,12 +127,9 @@ impl<P> Merge<P> {
         }
         let (key, mut pending) = first.remove_entry();
         pending.pieces.sort_by_key(|(first, _)| *first);
-        for work in &pending.work {
-            ledger.seal_mark(work.track, work.mark);
-        }
         if self.released.as_ref().is_none_or(|r| *r < key) {
             self.released = Some(key.clone());
         }
-        Ok(Some((key, pending)))
+        Ok(Some((key.0, pending.pieces.into_iter().map(|(_, kept)| kept).collect())))
     }
 }

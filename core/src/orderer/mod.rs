@@ -3,6 +3,7 @@
 mod arrival;
 mod by_key;
 mod by_transaction;
+mod by_window;
 mod frontier;
 mod lanes;
 mod ledger;
@@ -19,6 +20,7 @@ use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Pr
 pub use arrival::Arrival;
 pub use by_key::ByKey;
 pub use by_transaction::ByTransaction;
+pub use by_window::ByWindow;
 use transactions::Size;
 
 /// How large a unit may become. A unit is cut, or a transaction passed on in parts, before it

@@ -130,7 +130,12 @@ impl Order {
         limits: UnitLimits,
         pinned: HashMap<TableName, u32>,
     ) -> Box<dyn Orderer> {
-        let _ = (&pinned, source);
-        Box::new(orderer::ByTransaction::single(limits))
+        match (self, source) {
+            (Self::Transaction, SourceOrder::Transactions) => Box::new(orderer::ByTransaction::single(limits)),
+            (Self::Transaction, _) => Box::new(orderer::ByTransaction::merged(limits)),
+            (Self::Key { lanes }, _) => Box::new(orderer::ByKey::new(*lanes, limits).pinned(pinned)),
+            (Self::Window { .. }, _) => Box::new(orderer::ByTransaction::merged(limits)), // REPLACE
+            (Self::Arrival, _) => Box::new(orderer::Arrival::new(limits)),
+        }
     }
 }

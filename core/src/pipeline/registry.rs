@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::mapping::preflight::LossyConsent;
 use crate::sink::Sink;
 use crate::source::Source;
-use crate::transform::Transform;
+use crate::transform::{Transform, TransformConfig};
 
 type Make<T> = Box<dyn Fn(Table) -> Result<T> + Send + Sync>;
 
@@ -52,6 +52,12 @@ impl Registry {
             no_keys("dead_letters", &keys).map(|()| Arc::new(MemoryDeadLetters::new()) as _)
         });
         registry.dead_letter_store("file", |keys| Ok(Arc::new(FileDeadLetters::new(path("dead_letters", keys)?)) as _));
+        for kind in ["filter", "rename", "project", "mask", "shard"] {
+            registry.transform(kind, move |mut table| {
+                table.insert("type".to_owned(), kind.into());
+                keys::<TransformConfig>("transform", table)?.build()
+            });
+        }
         registry
     }
 

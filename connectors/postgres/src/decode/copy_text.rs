@@ -89,12 +89,7 @@ mod tests {
 
     #[test]
     fn nulls_and_empty_text_differ() {
-        assert_eq!(read(b"1\t\\N\t\t\\\\N").unwrap(), [
-            Some(b"1".to_vec()),
-            None,
-            Some(vec![]),
-            Some(b"\\N".to_vec())
-        ]);
+        assert_eq!(read(b"1\t\\N\t\t\\\\N").unwrap(), [Some(b"1".to_vec()), None, Some(vec![]), Some(b"\\N".to_vec())]);
         assert_eq!(read(b"a\\"), Err(DecodeError::Escape));
         assert_eq!(read(b"a\\x41"), Err(DecodeError::Escape));
     }

@@ -129,11 +129,7 @@ pub(crate) fn decode(bytes: &[u8], streaming: bool) -> Result<(Message<'_>, Opti
             let count = c.length()?;
             let options = c.u8()?;
             let oids = c.bytes(count.checked_mul(4).ok_or(DecodeError::Short)?)?;
-            Message::Truncate {
-                relations: Oids(oids),
-                cascade: options & 1 != 0,
-                restart_identity: options & 2 != 0,
-            }
+            Message::Truncate { relations: Oids(oids), cascade: options & 1 != 0, restart_identity: options & 2 != 0 }
         }
         b'M' => {
             let transactional = c.u8()? & 1 != 0;

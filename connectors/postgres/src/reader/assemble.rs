@@ -176,9 +176,8 @@ impl Assembler {
             Some(open) if open.piece.is_some_and(|(generation, _)| generation + 1 == self.output.generation) => {
                 open.commit_lsn.within_transaction(open.sequence, self.boundary)
             }
-            // A heartbeat within a transaction moves nothing.
-            Some(_) => self.given.clone(),
-            None => self.end.clone(),
+            // A heartbeat within a transaction moves nothing: this lies before what was given of it.
+            _ => self.end.clone(),
         };
         if end.rank > self.given.rank {
             self.given = end;
@@ -409,8 +408,9 @@ fn check_width(relation: &Relation, row: Tuple<'_>) -> Result<()> {
 
 fn not_text(relation: &Relation, at: usize) -> Error {
     let column = relation.schema.columns.get(at).map_or("?", |c| c.name.as_str());
-    Error::fatal(format!("a value of column {column} of {} is not valid UTF-8", relation.schema.name))
-        .hint("the database's encoding is probably SQL_ASCII; repair the value, or leave the column out of the publication")
+    Error::fatal(format!("a value of column {column} of {} is not valid UTF-8", relation.schema.name)).hint(
+        "the database's encoding is probably SQL_ASCII; repair the value, or leave the column out of the publication",
+    )
 }
 
 fn outside() -> Error {

@@ -136,9 +136,9 @@ impl Reader {
     /// Asks the catalog about a table, if one is waiting. Cancel safe: the question lives in the struct.
     async fn look_up(&mut self) -> Result<()> {
         let Some(unknown) = &self.unknown else { return Ok(()) };
-        let looking = self.looking.get_or_insert_with(|| {
-            Box::pin(resolve(self.session.clone(), self.publication.clone(), unknown.clone()))
-        });
+        let looking = self
+            .looking
+            .get_or_insert_with(|| Box::pin(resolve(self.session.clone(), self.publication.clone(), unknown.clone())));
         // An error leaves the table waiting: the next call asks again.
         let found = looking.await.inspect_err(|_| self.looking = None)?;
         (self.looking, self.unknown) = (None, None);

@@ -57,8 +57,7 @@ impl Described {
             && self.columns.len() == table.types.len()
             && self.columns.iter().zip(&table.schema.columns).all(|(a, b)| a.name == b.name)
             && self.columns.iter().zip(&table.types).all(|(a, b)| (a.type_oid, a.modifier) == *b)
-            && (self.identity == b'f'
-                || self.columns.iter().enumerate().all(|(i, c)| c.key == table.schema.is_key(i)))
+            && (self.identity == b'f' || self.columns.iter().enumerate().all(|(i, c)| c.key == table.schema.is_key(i)))
     }
 
     /// The schema as described. `now` gives what the message leaves out: whether NULL is possible,
@@ -79,8 +78,7 @@ impl Described {
             .collect();
         let place = |name: &str| self.columns.iter().position(|c| c.name == name).map(|p| p as u16);
         let current: Option<Vec<u16>> = now.and_then(|t| t.schema.key_columns().map(|c| place(&c.name)).collect());
-        let flagged: Vec<u16> =
-            self.columns.iter().enumerate().filter(|(_, c)| c.key).map(|(i, _)| i as u16).collect();
+        let flagged: Vec<u16> = self.columns.iter().enumerate().filter(|(_, c)| c.key).map(|(i, _)| i as u16).collect();
         let same_columns = |key: &Vec<u16>| key.len() == flagged.len() && key.iter().all(|k| flagged.contains(k));
         let key = match self.identity {
             b'f' => current.unwrap_or_default(),
@@ -187,10 +185,7 @@ impl Relations {
         let copied_until = self.copied_until.get(&found.schema.name).copied().unwrap_or_default();
         let announce = changed || (new && compared.is_none());
         let Resolved { described, schema, .. } = found;
-        self.by_oid.insert(
-            described.oid,
-            Relation { described, schema, copied_until, announce, slot: (0, 0) },
-        );
+        self.by_oid.insert(described.oid, Relation { described, schema, copied_until, announce, slot: (0, 0) });
         Ok(())
     }
 

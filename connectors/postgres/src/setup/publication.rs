@@ -83,10 +83,7 @@ fn statement(source: &Postgres) -> Result<String> {
         return Ok(format!("CREATE PUBLICATION {name} FOR ALL TABLES WITH (publish_via_partition_root = true);"));
     }
     let tables = source.tables.iter().map(|t| Ok(sql::table(&table_name(t)?))).collect::<Result<Vec<_>>>()?;
-    Ok(format!(
-        "CREATE PUBLICATION {name} FOR TABLE {} WITH (publish_via_partition_root = true);",
-        tables.join(", ")
-    ))
+    Ok(format!("CREATE PUBLICATION {name} FOR TABLE {} WITH (publish_via_partition_root = true);", tables.join(", ")))
 }
 
 /// A publication makes UPDATE and DELETE fail on tables that have no identity. The application would notice.
@@ -106,7 +103,8 @@ async fn check_identities(source: &Postgres, client: &Client) -> Result<()> {
     if lacking.is_empty() {
         return Ok(());
     }
-    let mend: Vec<_> = lacking.iter().map(|t| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", sql::table(t))).collect();
+    let mend: Vec<_> =
+        lacking.iter().map(|t| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", sql::table(t))).collect();
     Err(Error::config(
         "source.publication",
         format!(
@@ -177,11 +175,9 @@ mod tests {
 
     #[test]
     fn table_names_keep_their_case_and_dots() {
-        for (text, schema, name) in [
-            ("orders", "public", "orders"),
-            ("shop.Orders", "shop", "Orders"),
-            (r#""a.b"."c""d""#, "a.b", "c\"d"),
-        ] {
+        for (text, schema, name) in
+            [("orders", "public", "orders"), ("shop.Orders", "shop", "Orders"), (r#""a.b"."c""d""#, "a.b", "c\"d")]
+        {
             assert_eq!(table_name(text).unwrap(), TableName::new(schema, name));
         }
         for broken in ["", "a.", ".b", "a.b.c", "\"a"] {

@@ -88,8 +88,11 @@ impl Slot {
             )));
         }
         if self.plugin != "pgoutput" {
-            return Err(Error::config("source.slot", format!("{name} uses the plugin {:?}, not pgoutput", self.plugin))
-                .hint("name another slot: it is created"));
+            return Err(Error::config(
+                "source.slot",
+                format!("{name} uses the plugin {:?}, not pgoutput", self.plugin),
+            )
+            .hint("name another slot: it is created"));
         }
         if self.database != database {
             return Err(Error::config(

@@ -9,9 +9,7 @@ mod chunk;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use anabranch_core::{
-    ChangeReader, Chunk, Error, Position, Result, Snapshot, Snapshotter, TableName, TableSchema,
-};
+use anabranch_core::{ChangeReader, Chunk, Error, Position, Result, Snapshot, Snapshotter, TableName, TableSchema};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -98,8 +96,8 @@ impl Snapshot for PostgresSnapshot {
         let (Some(table), true) = (table, self.chunks.contains(chunk)) else {
             return Err(Error::fatal(format!("chunk {} of {} is of another snapshot", chunk.index, chunk.table)));
         };
-        let pages: Pages = serde_json::from_str(&chunk.token)
-            .map_err(|e| Error::fatal("a chunk's token is damaged").because(e))?;
+        let pages: Pages =
+            serde_json::from_str(&chunk.token).map_err(|e| Error::fatal("a chunk's token is damaged").because(e))?;
         let client = session::open(&self.endpoint, "anabranch copy").await?;
         let begin = format!(
             "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",

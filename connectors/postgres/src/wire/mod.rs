@@ -85,10 +85,7 @@ impl Connection {
                 backend::ERROR_RESPONSE_TAG => return Err(server_error(self.inbox.body(body)).into_error(what)),
                 backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG => {}
                 other => {
-                    return Err(protocol(format!(
-                        "{what}: the server answered with message {:?}",
-                        char::from(other)
-                    )));
+                    return Err(protocol(format!("{what}: the server answered with message {:?}", char::from(other))));
                 }
             }
         }

@@ -76,7 +76,8 @@ async fn handshake(
             backend::AUTHENTICATION_TAG => {
                 let body = connection.inbox.body(body);
                 let mut answer = BytesMut::new();
-                authenticate(endpoint, body, &mut scram, encrypted, &mut answer).map_err(|e| e.context(what.clone()))?;
+                authenticate(endpoint, body, &mut scram, encrypted, &mut answer)
+                    .map_err(|e| e.context(what.clone()))?;
                 connection.outbox.extend_from_slice(&answer);
             }
             backend::ERROR_RESPONSE_TAG => {

@@ -62,8 +62,7 @@ async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, 
         Some(Host::Tcp(name)) => name.clone(),
         None => address.clone().unwrap_or_default(),
     };
-    let stream =
-        TcpStream::connect((address.as_deref().unwrap_or(&name), port)).await.map_err(|e| socket(e, &what))?;
+    let stream = TcpStream::connect((address.as_deref().unwrap_or(&name), port)).await.map_err(|e| socket(e, &what))?;
     stream.set_nodelay(true).map_err(|e| socket(e, &what))?;
     match endpoint.tls() {
         None => Ok(Connected { stream: Box::new(stream), encrypted: false }),
@@ -90,9 +89,8 @@ async fn negotiate(
             if endpoint.ssl_mode() == SslMode::Prefer {
                 return Ok(Connected { stream: Box::new(stream), encrypted: false });
             }
-            return Err(Error::config(what, "the server does not speak TLS").hint(
-                "set ssl=on on the server, or add sslmode=disable to the URL if the network is trusted",
-            ));
+            return Err(Error::config(what, "the server does not speak TLS")
+                .hint("set ssl=on on the server, or add sslmode=disable to the URL if the network is trusted"));
         }
     }
     let server = ServerName::try_from(name.to_owned())
@@ -101,7 +99,6 @@ async fn negotiate(
     if direct {
         config.alpn_protocols = vec![b"postgresql".to_vec()];
     }
-    let stream =
-        TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(|e| socket(e, what))?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(|e| socket(e, what))?;
     Ok(Connected { stream: Box::new(stream), encrypted: true })
 }

@@ -344,3 +344,35 @@ async fn what_the_target_lacks_is_named() {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("view"), "{error}");
 }
+
+#[tokio::test]
+async fn a_decimal_key_is_written_in_another_way() {
+    let target = Target::new("CREATE TABLE prices (price TEXT PRIMARY KEY, note TEXT)");
+    let decimal = DataType::Decimal { precision: None, scale: None };
+    let t = table("prices", &[("price", decimal), ("note", text())], 1);
+    let mut writer = target.writer().await;
+    let _ = writer.write(&unit(1, &[Do::Insert(t.clone(), row(["1.5".into(), "a".into()]))])).await.unwrap();
+    let old = row(["1.5".into(), UNCHANGED]);
+    let change = Do::Change(t.clone(), OldImage::Key, old, row(["1.50".into(), "b".into()]));
+    let _ = writer.write(&unit(2, &[change])).await.unwrap();
+    assert_eq!(target.rows("SELECT * FROM prices"), ["1.50|b"]);
+}
+
+#[tokio::test]
+async fn a_part_of_a_key_changes_within_a_swap() {
+    let target =
+        Target::new("CREATE TABLE seats (row INTEGER, seat INTEGER, guest TEXT UNIQUE, PRIMARY KEY (row, seat))");
+    target.look().execute_batch("INSERT INTO seats VALUES (1, 1, 'a'), (1, 2, 'b')").unwrap();
+    let t = table("seats", &[("row", DataType::Int64), ("seat", DataType::Int64), ("guest", text())], 2);
+    let at = |row: i64, seat: i64| super::support::row([row.into(), seat.into(), UNCHANGED]);
+    let changes = [
+        // Over an empty seat, with only what changed of the key and with no guest.
+        Do::Change(t.clone(), OldImage::Key, at(1, 1), row([UNCHANGED, 3.into(), UNCHANGED])),
+        Do::Change(t.clone(), OldImage::Key, at(1, 2), row([UNCHANGED, 1.into(), UNCHANGED])),
+        Do::Change(t.clone(), OldImage::Key, at(1, 3), row([UNCHANGED, 2.into(), UNCHANGED])),
+        Do::Update(t.clone(), row([1.into(), 1.into(), "a".into()])),
+        Do::Update(t.clone(), row([1.into(), 2.into(), "b".into()])),
+    ];
+    apply(&target, &changes).await.unwrap();
+    assert_eq!(target.rows("SELECT * FROM seats ORDER BY seat"), ["1|1|a", "1|2|b"]);
+}

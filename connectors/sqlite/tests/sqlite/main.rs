@@ -1,6 +1,7 @@
 //! The SQLite sink, checkpointer and dead-letter store, against real files.
 
 mod apply;
+mod conformance;
 mod crash;
 mod parts;
 mod progress;

@@ -29,6 +29,8 @@ pub struct Shape {
     pub lineage: usize,
     /// Per 100 changes, truncates, schema changes, messages and changes of keys.
     pub special: usize,
+    /// Whether all partitions close at the end.
+    pub closes: bool,
     /// Whether the source tells where a transaction ends in a partition.
     pub ends: bool,
     /// Whether the source tells how many changes a transaction has.
@@ -47,6 +49,7 @@ impl Shape {
             keys: 5,
             lineage: 0,
             special: 0,
+            closes: false,
             ends: true,
             totals: false,
         }
@@ -85,7 +88,7 @@ pub struct Log {
     pub batches: Vec<ChangeBatch>,
     /// Its changes in its order; the batches hold them one after another.
     pub changes: Vec<Change>,
-    /// Whether it closes after its last batch, before the end of the history.
+    /// Whether it closes after its last batch.
     pub closes: bool,
 }
 
@@ -211,8 +214,9 @@ impl<'s> Writer<'s> {
         let mut logs = Vec::with_capacity(drafts.len());
         for draft in drafts {
             let batches = self.batches(&draft, draft.closed_at.unwrap_or(end))?;
+            let closes = draft.closed_at.is_some() || self.shape.closes;
             let changes = draft.changes.into_iter().map(|(c, _)| c).collect();
-            logs.push(Log { partition: draft.partition, batches, changes, closes: draft.closed_at.is_some() });
+            logs.push(Log { partition: draft.partition, batches, changes, closes });
         }
         Ok(History { logs, tables: self.tables })
     }

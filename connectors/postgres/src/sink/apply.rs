@@ -1,0 +1,300 @@
+//! Applies the net effect of a unit: a few statements for thousands of rows, sent without waiting.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anabranch_core::net_effect::{NetRow, Step, TableEffect};
+use anabranch_core::{ChangeRef, Op, RowRef, TableSchema, ValueRef};
+use tokio_postgres::Client;
+
+use super::cache::{Operation, Plans, Statements};
+use super::failure::Failure;
+use super::flight::{Flight, is_aftermath};
+use super::params::{ArrayLiteral, Text};
+use super::plan::{Arbiter, Plan};
+
+/// Rows of one statement: beyond some thousands nothing is gained, and the server holds them all.
+const MAX_ROWS: usize = 5_000;
+
+/// Bytes of parameters of one statement.
+const MAX_BYTES: usize = 4 << 20;
+
+/// What an answer belongs to.
+#[derive(Debug)]
+pub(crate) enum Tag {
+    /// Begin, savepoint, progress: must succeed.
+    Control,
+    /// The epoch's check: must match one row.
+    Fence,
+    /// Rows of a table; `expect` of them must be matched.
+    Rows { plan: Arc<Plan>, expect: Option<u64>, what: Option<String> },
+}
+
+/// A row whose values can be asked for.
+pub(crate) trait Values {
+    fn value(&self, column: u16) -> ValueRef<'_>;
+    fn complete(&self) -> bool;
+}
+
+impl Values for RowRef<'_> {
+    fn value(&self, column: u16) -> ValueRef<'_> {
+        self.get(usize::from(column))
+    }
+
+    fn complete(&self) -> bool {
+        self.is_complete()
+    }
+}
+
+impl Values for NetRow<'_> {
+    fn value(&self, column: u16) -> ValueRef<'_> {
+        self.get(usize::from(column))
+    }
+
+    fn complete(&self) -> bool {
+        self.is_complete()
+    }
+}
+
+/// Applies steps on one connection, within an open transaction.
+pub(crate) struct Applier<'w> {
+    pub(crate) client: &'w Arc<Client>,
+    pub(crate) flight: Flight<'w, Tag>,
+    pub(crate) plans: &'w Plans,
+    pub(crate) statements: &'w mut Statements,
+    /// Foreign keys and triggers of the target do not act.
+    pub(crate) replica: bool,
+}
+
+impl<'w> Applier<'w> {
+    pub(crate) fn new(
+        client: &'w Arc<Client>,
+        plans: &'w Plans,
+        statements: &'w mut Statements,
+        replica: bool,
+    ) -> Self {
+        Self { client, flight: Flight::new(client), plans, statements, replica }
+    }
+
+    /// Sends the steps. The answers are judged by [`Applier::settle`].
+    pub(crate) async fn steps(&mut self, steps: &[Step<'_>]) -> Result<(), Failure> {
+        let mut rest = steps;
+        while let Some((step, after)) = rest.split_first() {
+            rest = after;
+            match step {
+                Step::Net(effects) => self.net(effects).await?,
+                Step::InOrder(change) if matches!(change.op(), Op::Truncate(_)) => {
+                    let more = after.iter().take_while(|s| truncate_of(s).is_some()).count();
+                    let truncates: Vec<_> =
+                        std::iter::once(*change).chain(after[..more].iter().filter_map(truncate_of)).collect();
+                    rest = &after[more..];
+                    self.truncate(&truncates).await?;
+                }
+                Step::InOrder(change) => self.one(*change).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for what was sent; the first thing that went wrong, if any.
+    pub(crate) async fn settle(&mut self) -> Result<(), Failure> {
+        let mut aftermath = None;
+        for (tag, answer) in self.flight.land().await {
+            match (tag, answer) {
+                (_, Err(e)) if is_aftermath(&e) => aftermath = aftermath.or(Some(e)),
+                (Tag::Rows { plan, .. }, Err(error)) => return Err(Failure::Refused { error, plan: Some(plan) }),
+                (_, Err(error)) => return Err(Failure::Refused { error, plan: None }),
+                (Tag::Fence, Ok(matched)) if matched != 1 => return Err(Failure::Fenced),
+                (Tag::Rows { plan, expect: Some(expect), what }, Ok(matched)) if matched != expect => {
+                    return Err(Failure::Missing { plan, what });
+                }
+                _ => {}
+            }
+        }
+        match aftermath {
+            Some(error) => Err(Failure::Refused { error, plan: None }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn plan(&self, schema: &Arc<TableSchema>) -> Result<Arc<Plan>, Failure> {
+        self.plans.get(schema).cloned().ok_or_else(|| Failure::unplanned(schema))
+    }
+
+    async fn net(&mut self, effects: &[TableEffect<'_>]) -> Result<(), Failure> {
+        let tables = self.in_reference_order(effects)?;
+        // Deletes first, so that a unique value is free before another row takes it; but where foreign
+        // keys act, a row that others may refer to goes after those have moved away: a cascade would
+        // take rows along that the source kept.
+        let late = |plan: &Plan, replica: bool| !replica && plan.target.referenced;
+        for (plan, effect) in tables.iter().rev() {
+            if !late(plan, self.replica) {
+                self.delete(plan, &effect.deletes).await;
+            }
+        }
+        for (plan, effect) in &tables {
+            for (columns, rows) in groups(plan, &effect.upserts) {
+                self.upsert(plan, &columns, &rows).await;
+            }
+            for (columns, rows) in groups(plan, &effect.updates) {
+                self.rows(plan, Operation::Update, &columns, &rows, true).await;
+            }
+            for (columns, rows) in groups(plan, &effect.inserts) {
+                self.rows(plan, Operation::Insert, &columns, &rows, false).await;
+            }
+        }
+        for (plan, effect) in tables.iter().rev() {
+            if late(plan, self.replica) {
+                self.delete(plan, &effect.deletes).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables, each after those that its foreign keys refer to, as far as there are no cycles.
+    pub(crate) fn in_reference_order<'e, 'u>(
+        &self,
+        effects: &'e [TableEffect<'u>],
+    ) -> Result<Vec<(Arc<Plan>, &'e TableEffect<'u>)>, Failure> {
+        let mut waiting = Vec::with_capacity(effects.len());
+        for effect in effects {
+            waiting.push((self.plan(effect.schema)?, effect));
+        }
+        let mut sorted = Vec::with_capacity(waiting.len());
+        while !waiting.is_empty() {
+            let free = |at: usize| {
+                let (plan, _): &(Arc<Plan>, _) = &waiting[at];
+                let own = plan.target.oid;
+                !plan
+                    .target
+                    .references
+                    .iter()
+                    .any(|(to, _)| *to != own && waiting.iter().any(|(other, _)| other.target.oid == *to))
+            };
+            let next = (0..waiting.len()).find(|&at| free(at)).unwrap_or(0);
+            sorted.push(waiting.remove(next));
+        }
+        Ok(sorted)
+    }
+
+    pub(crate) async fn delete<R: Values + Sync>(&mut self, plan: &Arc<Plan>, rows: &[R]) {
+        let rows: Vec<&R> = rows.iter().collect();
+        let key = plan.source.key.clone();
+        self.rows(plan, Operation::Delete, &key, &rows, false).await;
+    }
+
+    pub(crate) async fn upsert<R: Values + Sync>(&mut self, plan: &Arc<Plan>, columns: &[u16], rows: &[&R]) {
+        if plan.arbiter == Arbiter::Index {
+            return self.rows(plan, Operation::Upsert, columns, rows, false).await;
+        }
+        self.rows(plan, Operation::Update, columns, rows, false).await;
+        self.rows(plan, Operation::InsertMissing, columns, rows, false).await;
+    }
+
+    /// Sends rows in chunks. `all` of them must be matched, if it says so.
+    async fn rows<R: Values + Sync>(
+        &mut self,
+        plan: &Arc<Plan>,
+        operation: Operation,
+        columns: &[u16],
+        rows: &[&R],
+        all: bool,
+    ) {
+        let mut scratch = String::new();
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let mut arrays: Vec<ArrayLiteral> = columns.iter().map(|_| ArrayLiteral::new()).collect();
+            let mut taken = 0;
+            while taken < rest.len().min(MAX_ROWS) && arrays.iter().map(ArrayLiteral::len).sum::<usize>() < MAX_BYTES {
+                for (array, &c) in arrays.iter_mut().zip(columns) {
+                    array.push(rest[taken].value(c), plan.encoding(c), &mut scratch);
+                }
+                taken += 1;
+            }
+            let expect = all.then_some(taken as u64);
+            let what = (taken == 1 && all).then(|| key_text(plan, rest[0]));
+            rest = &rest[taken..];
+            let parameters = arrays.into_iter().map(ArrayLiteral::finish).collect();
+            self.send(plan, operation, columns, 0, parameters, expect, what).await;
+        }
+    }
+
+    /// Sends one statement. Of `columns` the first `image` ones are an image to find the row by.
+    #[expect(clippy::too_many_arguments, reason = "one statement, spelled out")]
+    pub(crate) async fn send(
+        &mut self,
+        plan: &Arc<Plan>,
+        operation: Operation,
+        columns: &[u16],
+        image: usize,
+        parameters: Vec<Text>,
+        expect: Option<u64>,
+        what: Option<String>,
+    ) {
+        let tag = Tag::Rows { plan: Arc::clone(plan), expect, what };
+        let key = (plan.id, operation, columns.into(), image);
+        let (found, written) = columns.split_at(image);
+        let sql = || match operation {
+            Operation::Upsert => plan.upsert(columns),
+            Operation::InsertMissing => plan.insert_missing(columns),
+            Operation::Update => plan.update(columns),
+            Operation::UpdateKey => plan.update_key(written),
+            Operation::UpdateImage => plan.update_image(found, written),
+            Operation::Delete => plan.delete(),
+            Operation::DeleteImage => plan.delete_image(found),
+            _ => plan.insert(columns, &[]),
+        };
+        match self.statements.get(self.client, key, sql).await {
+            Ok(statement) => self.flight.execute(tag, &statement, parameters).await,
+            Err(error) => self.flight.fail(tag, error),
+        }
+    }
+}
+
+fn truncate_of<'u>(step: &Step<'u>) -> Option<ChangeRef<'u>> {
+    match step {
+        Step::InOrder(change) if matches!(change.op(), Op::Truncate(_)) => Some(*change),
+        _ => None,
+    }
+}
+
+/// Rows by the set of columns that were sent for them.
+pub(crate) fn groups<'r, R: Values>(plan: &Plan, rows: &'r [R]) -> Vec<(Vec<u16>, Vec<&'r R>)> {
+    if rows.is_empty() {
+        return Vec::new();
+    }
+    if rows.iter().all(Values::complete) {
+        return vec![(plan.written.clone(), rows.iter().collect())];
+    }
+    let mut places: HashMap<Vec<u16>, usize> = HashMap::new();
+    let mut groups: Vec<(Vec<u16>, Vec<&R>)> = Vec::new();
+    for row in rows {
+        let sent = sent(plan, row);
+        let at = *places.entry(sent).or_insert_with_key(|sent| {
+            groups.push((sent.clone(), Vec::new()));
+            groups.len() - 1
+        });
+        groups[at].1.push(row);
+    }
+    groups
+}
+
+/// The columns that were sent for a row and are written.
+pub(crate) fn sent<R: Values>(plan: &Plan, row: &R) -> Vec<u16> {
+    plan.written.iter().copied().filter(|&c| !row.value(c).is_unchanged()).collect()
+}
+
+/// The key of a row, for people.
+pub(crate) fn key_text<R: Values>(plan: &Plan, row: &R) -> String {
+    let mut scratch = String::new();
+    let parts: Vec<String> = plan
+        .source
+        .key
+        .iter()
+        .map(|&k| {
+            let text = super::params::text_of(row.value(k), plan.encoding(k), &mut scratch).unwrap_or("NULL");
+            format!("{} = {text}", plan.source.columns[usize::from(k)].name)
+        })
+        .collect();
+    parts.join(", ")
+}

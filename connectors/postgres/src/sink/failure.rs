@@ -1,0 +1,112 @@
+//! What can go wrong while a unit is applied, and what to try next.
+
+use std::sync::Arc;
+
+use anabranch_core::{Error, TableSchema};
+
+use super::plan::Plan;
+use crate::error::classify;
+
+/// What went wrong while a unit was applied.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The server refused a statement, or the connection is lost.
+    Refused {
+        /// What the driver says.
+        error: tokio_postgres::Error,
+        /// The table, if the statement was about one.
+        plan: Option<Arc<Plan>>,
+    },
+    /// A row that a partial update is about is not there.
+    Missing {
+        /// The table.
+        plan: Arc<Plan>,
+        /// The row's key, where it is known.
+        what: Option<String>,
+    },
+    /// A newer run has taken the pipeline over.
+    Fenced,
+    /// Anything else.
+    Broken(Error),
+}
+
+/// What to try after a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The same rows, deleted first and then inserted.
+    Replace,
+    /// The changes one by one, as they happened.
+    InOrder,
+    /// Nothing.
+    GiveUp,
+}
+
+impl Failure {
+    pub(crate) fn unplanned(schema: &TableSchema) -> Self {
+        Self::Broken(Error::fatal(format!("no plan was made for table {}", schema.name)))
+    }
+
+    /// What may succeed after the net effect failed like this.
+    pub(crate) fn next(&self) -> Next {
+        match self {
+            Self::Refused { error, .. } => match error.code().map(|c| c.code()) {
+                Some("23505" | "23P01") => Next::Replace,
+                // Bad values, NULLs and failed checks are refused in any order.
+                Some("23502" | "23514") => Next::GiveUp,
+                Some(code) => match &code[..2] {
+                    // Integrity, exceptions raised by triggers, views with a check option.
+                    "23" | "P0" | "27" | "44" => Next::InOrder,
+                    _ => Next::GiveUp,
+                },
+                None => Next::GiveUp,
+            },
+            Self::Missing { .. } => Next::InOrder,
+            Self::Fenced | Self::Broken(_) => Next::GiveUp,
+        }
+    }
+
+    /// The table or a column of it is not as it was when the plan was made.
+    pub(crate) fn is_stale(&self) -> bool {
+        let code = match self {
+            Self::Refused { error, .. } => error.code().map(|c| c.code()),
+            _ => None,
+        };
+        code.is_some_and(|c| (c.starts_with("42") && c != "42501") || c.starts_with("0A") || c.starts_with("26"))
+    }
+
+    /// `COPY` cannot write to this relation (a view, row-level security), but `INSERT` may.
+    pub(crate) fn is_copy_unsupported(&self) -> bool {
+        match self {
+            Self::Refused { error, .. } => matches!(error.code().map(|c| c.code()), Some("0A000" | "42809")),
+            _ => false,
+        }
+    }
+
+    /// The error for the runtime. Nothing was committed.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            Self::Broken(error) => error,
+            Self::Fenced => Error::fenced("a newer run has taken this pipeline over"),
+            Self::Missing { plan, what } => {
+                let what = what.map_or_else(|| "such a row".to_owned(), |w| format!("the row with key ({w})"));
+                Error::rejected(format!(
+                    "target table {} does not have {what}, and the source did not send all of its columns",
+                    plan.target.name
+                ))
+            }
+            Self::Refused { error, plan } => refused(error, plan.as_deref()),
+        }
+    }
+}
+
+fn refused(error: tokio_postgres::Error, plan: Option<&Plan>) -> Error {
+    let what = match plan {
+        Some(plan) => format!("cannot write to target table {}", plan.target.name),
+        None => "cannot write to the target".to_owned(),
+    };
+    let refusal = error
+        .code()
+        .is_some_and(|c| matches!(&c.code()[..2], "22" | "23" | "P0" | "27" | "44" | "54" | "2F" | "38" | "39"));
+    let error = classify(error, &what);
+    if refusal { error.with_kind(anabranch_core::ErrorKind::Rejected) } else { error }
+}

@@ -1,0 +1,223 @@
+//! A table of the target, as its catalog describes it.
+
+use anabranch_core::{DataType, Error, Result, TableName};
+use futures_util::future;
+use tokio_postgres::{Client, Row};
+
+use super::native;
+use super::params::Encoding;
+use crate::error::classify;
+use crate::store::quote;
+
+/// A table of the target.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) oid: u32,
+    pub(crate) name: TableName,
+    pub(crate) columns: Vec<TargetColumn>,
+    pub(crate) unique: Vec<UniqueIndex>,
+    /// Tables that its foreign keys refer to.
+    pub(crate) references: Vec<(u32, TableName)>,
+    /// Another table's foreign key refers to it.
+    pub(crate) referenced: bool,
+    /// ... and does something when a row goes (`CASCADE`, `SET NULL`, `SET DEFAULT`).
+    pub(crate) referenced_with_action: bool,
+    pub(crate) triggers: Vec<Trigger>,
+    pub(crate) rules: Vec<String>,
+}
+
+/// A column of the target.
+#[derive(Debug)]
+pub(crate) struct TargetColumn {
+    pub(crate) name: String,
+    /// The type with its modifier.
+    pub(crate) native: String,
+    /// The type without its modifier, for casts that must not cut a value off.
+    pub(crate) base: String,
+    pub(crate) data_type: DataType,
+    pub(crate) not_null: bool,
+    pub(crate) has_default: bool,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) generated: bool,
+    /// An array of it can be unnested into a column of it. Not so for arrays (they flatten), for
+    /// composites (they expand), and for the few types with another delimiter or no array type.
+    pub(crate) unnests: bool,
+    pub(crate) encoding: Encoding,
+}
+
+/// How an identity column gives out values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Identity {
+    Always,
+    ByDefault,
+}
+
+/// A unique index.
+#[derive(Debug)]
+pub(crate) struct UniqueIndex {
+    /// Its columns, in order; empty if it has expressions.
+    pub(crate) columns: Vec<String>,
+    pub(crate) primary: bool,
+    /// Covers every row, is checked at once and valid: `ON CONFLICT` can name it.
+    pub(crate) arbiter: bool,
+}
+
+/// A trigger that a user made.
+#[derive(Debug)]
+pub(crate) struct Trigger {
+    pub(crate) name: String,
+    /// Fires in a session with `session_replication_role = replica`.
+    pub(crate) on_replica: bool,
+    /// Fires in an ordinary session.
+    pub(crate) on_origin: bool,
+}
+
+const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text \
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'f') \
+      AND (n.nspname = $1::text OR $1::text = '' AND n.nspname = ANY (current_schemas(false))) \
+    ORDER BY array_position(current_schemas(false), n.nspname) LIMIT 1";
+
+const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), \
+      a.attnotnull, a.atthasdef, a.attidentity::text, a.attgenerated::text, t.typtype::text, t.typcategory::text, \
+      t.typarray <> 0 AND t.typdelim = ',' AND t.typcategory <> 'A' AND coalesce(b.typtype, t.typtype) <> 'c', \
+      ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder), \
+      format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), -1) \
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+    LEFT JOIN pg_catalog.pg_type b ON b.oid = nullif(t.typbasetype, 0) \
+    WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
+
+const INDEXES: &str = "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n) \
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+        WHERE k.n <= i.indnkeyatts AND i.indexprs IS NULL ORDER BY k.n), \
+      i.indisprimary, i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL \
+    FROM pg_catalog.pg_index i WHERE i.indrelid = $1::int8::oid AND i.indisunique \
+    ORDER BY i.indisprimary DESC, i.indexrelid";
+
+const FOREIGN_KEYS: &str = "SELECT k.conrelid = $1::int8::oid, c.oid::int8, n.nspname::text, c.relname::text, \
+      k.confrelid = $1::int8::oid, k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd') \
+    FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.confrelid \
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE k.contype = 'f' AND $1::int8::oid IN (k.conrelid, k.confrelid)";
+
+const TRIGGERS: &str = "SELECT t.tgname::text, t.tgenabled::text, false \
+    FROM pg_catalog.pg_trigger t WHERE t.tgrelid = $1::int8::oid AND NOT t.tgisinternal \
+    UNION ALL SELECT r.rulename::text, r.ev_enabled::text, true \
+    FROM pg_catalog.pg_rewrite r WHERE r.ev_class = $1::int8::oid AND r.rulename <> '_RETURN' ORDER BY 1";
+
+impl Table {
+    /// Reads the table's description; `None` if there is no such table.
+    pub(crate) async fn read(client: &Client, name: &TableName) -> Result<Option<Self>> {
+        let what = |e| classify(e, "cannot read the target's catalog");
+        let Some(row) = client.query_opt(TABLE, &[&name.schema, &name.name]).await.map_err(what)? else {
+            return Ok(None);
+        };
+        let oid: i64 = row.get(0);
+        let (columns, indexes, keys, triggers) = future::try_join4(
+            client.query(COLUMNS, &[&oid]),
+            client.query(INDEXES, &[&oid]),
+            client.query(FOREIGN_KEYS, &[&oid]),
+            client.query(TRIGGERS, &[&oid]),
+        )
+        .await
+        .map_err(what)?;
+        let is_rule = |r: &&Row| r.get::<_, bool>(2);
+        Ok(Some(Self {
+            oid: oid as u32,
+            name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            columns: columns.iter().map(column).collect(),
+            unique: indexes
+                .iter()
+                .map(|r| UniqueIndex { columns: r.get(0), primary: r.get(1), arbiter: r.get(2) })
+                .collect(),
+            references: keys
+                .iter()
+                .filter(|r| r.get(0))
+                .map(|r| (r.get::<_, i64>(1) as u32, TableName::new(r.get::<_, String>(2), r.get::<_, String>(3))))
+                .collect(),
+            referenced: keys.iter().any(|r| r.get(4)),
+            referenced_with_action: keys.iter().any(|r| r.get(4) && r.get(5)),
+            triggers: triggers.iter().filter(|r| !is_rule(r)).map(trigger).collect(),
+            rules: triggers.iter().filter(is_rule).map(|r| r.get(0)).collect(),
+        }))
+    }
+
+    /// Its name, quoted.
+    pub(crate) fn sql(&self) -> String {
+        format!("{}.{}", quote(&self.name.schema), quote(&self.name.name))
+    }
+
+    /// The place of a column.
+    pub(crate) fn index_of(&self, column: &str) -> Option<usize> {
+        self.columns.iter().position(|c| c.name == column)
+    }
+
+    /// What finds a conflict on exactly these columns.
+    pub(crate) fn unique_on(&self, columns: &[&str]) -> Option<&UniqueIndex> {
+        let same = |i: &&UniqueIndex| {
+            i.columns.len() == columns.len() && columns.iter().all(|c| i.columns.iter().any(|have| have == c))
+        };
+        self.unique.iter().filter(same).max_by_key(|i| i.arbiter)
+    }
+}
+
+/// Names are compared as they are stored; types are named with their schema unless it is `pg_catalog`.
+pub(crate) async fn read_qualified(client: &Client, name: &TableName) -> Result<Option<Table>> {
+    let what = |e| classify(e, "cannot read the target's catalog");
+    // The users' search path is kept: functions behind their triggers and checks may count on it.
+    let before: String = client.query_one("SELECT current_setting('search_path')", &[]).await.map_err(what)?.get(0);
+    let name = if name.schema.is_empty() {
+        let found = client.query_opt(TABLE, &[&name.schema, &name.name]).await.map_err(what)?;
+        match found {
+            Some(row) => TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            None => return Ok(None),
+        }
+    } else {
+        name.clone()
+    };
+    client.execute("SELECT set_config('search_path', 'pg_catalog', false)", &[]).await.map_err(what)?;
+    let table = Table::read(client, &name).await;
+    client.execute("SELECT set_config('search_path', $1, false)", &[&before]).await.map_err(what)?;
+    table
+}
+
+fn column(row: &Row) -> TargetColumn {
+    let native: String = row.get(1);
+    let (kind, category): (String, String) = (row.get(7), row.get(8));
+    let labels: Vec<String> = row.get(10);
+    let storage: String = row.get(11);
+    TargetColumn {
+        name: row.get(0),
+        data_type: if kind == "e" { DataType::Enum { labels } } else { native::data_type(&native) },
+        base: row.get(2),
+        not_null: row.get(3),
+        has_default: row.get(4),
+        identity: match row.get::<_, String>(5).as_str() {
+            "a" => Some(Identity::Always),
+            "d" => Some(Identity::ByDefault),
+            _ => None,
+        },
+        generated: !row.get::<_, String>(6).is_empty(),
+        unnests: row.get(9),
+        encoding: match (storage.as_str(), category.as_str()) {
+            ("bytea", _) => Encoding::Bytea,
+            (_, "N") => Encoding::Number,
+            _ => Encoding::Other,
+        },
+        native,
+    }
+}
+
+fn trigger(row: &Row) -> Trigger {
+    let enabled: String = row.get(1);
+    Trigger {
+        name: row.get(0),
+        on_replica: matches!(enabled.as_str(), "R" | "A"),
+        on_origin: matches!(enabled.as_str(), "O" | "A"),
+    }
+}
+
+/// The error for a table that is not there.
+pub(crate) fn missing(name: &TableName) -> Error {
+    Error::config(format!("target table {name}"), "does not exist").hint("create it, or set sink.create_tables = true")
+}

@@ -1,0 +1,5 @@
+//! The sink on real servers.
+
+mod conformance;
+mod support;
+mod types;
