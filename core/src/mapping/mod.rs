@@ -1,14 +1,10 @@
 //! From source tables to target tables, and what becomes of each type on the way.
 
-<<<<<<< HEAD
-pub mod preflight;
-=======
 mod consent;
 pub mod preflight;
 mod report;
 #[cfg(test)]
 mod tests;
->>>>>>> sqlite
 
 use std::fmt::{self, Debug};
 

@@ -129,7 +129,10 @@ async fn what_is_lost_needs_consent_by_name() {
         text.starts_with("public.orders.price: decimal(10,2) loses something in decimal(10,2): 15 digits"),
         "{text}"
     );
-    assert!(text.contains("[mapping] lossy = [\"public.orders.price\"]") && text.contains("\"type:decimal\""), "{text}");
+    assert!(
+        text.contains("[mapping] lossy = [\"public.orders.price\"]") && text.contains("\"type:decimal\""),
+        "{text}"
+    );
     for consent in ["orders.price", "public.orders.price", "type:decimal"] {
         let found = check(&tables, &fake, &[consent], false).await;
         found.verdict().unwrap();

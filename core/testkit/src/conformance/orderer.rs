@@ -43,7 +43,7 @@ pub async fn run(promise: Promise, make: impl Fn() -> Box<dyn Orderer>) {
 
 fn nothing_comes_from_nothing(mut orderer: Box<dyn Orderer>) {
     assert!(orderer.has_room(), "a new orderer has no room");
-    assert!(orderer.next_ready().is_none(), "a new orderer has a unit");
+    assert!(orderer.next_ready().unwrap().is_none(), "a new orderer has a unit");
     assert!(orderer.low_watermark().is_empty(), "a new orderer has a watermark");
 }
 
@@ -134,7 +134,7 @@ impl Run {
 
     /// Takes every unit that is ready.
     fn take_ready(&mut self) {
-        while let Some(unit) = self.orderer.next_ready() {
+        while let Some(unit) = self.orderer.next_ready().expect("the next unit") {
             let seed = self.seed;
             assert!(!self.units.contains(&unit.id), "{seed}: two units are called {:?}", unit.id);
             self.units.push(unit.id);
