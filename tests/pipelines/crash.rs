@@ -3,6 +3,7 @@
 //!
 //! `make crash KILLS=1000` makes long ones; `SEED=` replays what a run printed.
 
+use std::env;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,8 +45,7 @@ async fn run(name: &str, version: PgVersion, options: Options, target: Option<Ar
     while faults.count() < kills && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
     }
-    let committed = writers.committed();
-    writers.stop().await?;
+    let committed = writers.stop().await?;
     let ended = match runner.stop().await {
         Ok(()) if !watcher.found_something() => runner.drain().await,
         other => other,
@@ -55,6 +55,10 @@ async fn run(name: &str, version: PgVersion, options: Options, target: Option<Ar
     }
     let report = watcher.finish().await?;
     println!("{name}: {report}; {}; {committed} acknowledged commits", faults.summary());
+    if env::var_os("VERBOSE").is_some() {
+        println!("{}", runner.log());
+    }
+    assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
     assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
     assert!(report.compared > 0 && report.prefixes > 5, "{name}: too little was seen to mean anything: {report}");
     Ok(())
