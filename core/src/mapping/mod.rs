@@ -1,6 +1,10 @@
 //! From source tables to target tables, and what becomes of each type on the way.
 
+mod consent;
 pub mod preflight;
+mod report;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::{self, Debug};
 

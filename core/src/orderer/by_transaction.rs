@@ -37,7 +37,7 @@ enum Mode {
 }
 
 /// Transactions that are spread over partitions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Spread {
     merge: Merge<(Run, Work)>,
     /// For each partition the transaction of its open mark.
@@ -59,7 +59,7 @@ impl ByTransaction {
     /// [`Transaction::total`](crate::Transaction::total), it must be reached: a transform that
     /// leaves changes out clears it.
     pub fn merged(limits: UnitLimits) -> Self {
-        Self::of_mode(limits, Mode::Merged(Spread::default()))
+        Self::of_mode(limits, Mode::Merged(Spread { merge: Merge::new(true), open: HashMap::new() }))
     }
 
     fn of_mode(limits: UnitLimits, mode: Mode) -> Self {
@@ -89,7 +89,8 @@ impl Orderer for ByTransaction {
         let track = self.ledger.admit(batch)?;
         let change_bytes = change_bytes(batch);
         for piece in batch.pieces() {
-            let run = Run { batch: id, changes: piece.changes.clone(), change_bytes };
+            let replay = self.ledger.is_replay(track, &Rank::of_change(&piece.transaction.rank, piece.first_sequence));
+            let run = Run { batch: id, changes: piece.changes.clone(), change_bytes, replay };
             match &mut self.mode {
                 Mode::Single(open) => {
                     push_single(&mut self.ledger, &mut self.transactions, open, track, piece, run)?;
@@ -179,8 +180,7 @@ impl Spread {
             let token = ledger.token(track).clone();
             ledger.place(track, Position::new(last, token));
         }
-        let replay = ledger.is_replay(track, &Rank::of_change(rank, piece.first_sequence));
-        if let Some((_, work)) = self.merge.push(ledger.partition(track), piece, replay, (run, work))? {
+        if let Some((_, work)) = self.merge.push(ledger.partition(track), piece, run.replay, (run, work))? {
             pass(ledger, &[work]);
         }
         Ok(())

@@ -44,7 +44,7 @@ impl ByWindow {
         Self {
             length: i64::try_from(window.as_micros()).unwrap_or(i64::MAX).max(1),
             ledger: Ledger::default(),
-            merge: Merge::default(),
+            merge: Merge::new(false),
             windows: vec![i64::MIN; lanes.count() as usize],
             lanes,
             tails: HashMap::new(),

@@ -19,6 +19,7 @@ pub(super) struct Merge<P> {
     pending: BTreeMap<Key, Pending<P>>,
     /// The last transaction that was let go.
     released: Option<Key>,
+    whole: bool,
 }
 
 /// A transaction as far as it has arrived.
@@ -39,13 +40,12 @@ enum Total {
     Unknown,
 }
 
-impl<P> Default for Merge<P> {
-    fn default() -> Self {
-        Self { frontier: Frontier::default(), pending: BTreeMap::new(), released: None }
-    }
-}
-
 impl<P> Merge<P> {
+    /// `whole`: partitions resume between transactions, so that each arrives whole, and is checked to.
+    pub(super) fn new(whole: bool) -> Self {
+        Self { frontier: Frontier::default(), pending: BTreeMap::new(), released: None, whole }
+    }
+
     pub(super) fn opened(&mut self, partition: &Partition, from: Option<&Progress>) {
         self.frontier.opened(partition, from);
     }
@@ -89,7 +89,7 @@ impl<P> Merge<P> {
                 )));
             }
         }
-        let total = piece.transaction.total.filter(|_| !replay).map_or(Total::Unknown, Total::Told);
+        let total = piece.transaction.total.filter(|_| self.whole && !replay).map_or(Total::Unknown, Total::Told);
         let pending = self.pending.entry(key).or_insert_with(|| Pending { pieces: Vec::new(), changes: 0, total });
         if pending.total != total {
             pending.total = Total::Unknown;

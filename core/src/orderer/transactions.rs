@@ -14,6 +14,8 @@ pub(super) struct Run {
     pub(super) changes: Range<u32>,
     /// About what one change occupies, in bytes.
     pub(super) change_bytes: usize,
+    /// It was given in an earlier run too.
+    pub(super) replay: bool,
 }
 
 impl Run {
@@ -80,6 +82,8 @@ pub(super) struct Waiting {
     pub(super) size: Size,
     /// Nothing of it is to come.
     pub(super) ended: bool,
+    /// Some of it was given in an earlier run too.
+    replay: bool,
     pub(super) work: Vec<Work>,
 }
 
@@ -96,6 +100,7 @@ impl Waiting {
             return;
         }
         self.size = self.size.plus(run.size());
+        self.replay |= run.replay;
         self.runs.push_back(run);
     }
 
@@ -210,10 +215,13 @@ impl Transactions {
         self.flying.iter().filter(|f| !f.done).count() >= MAX_IN_FLIGHT
     }
 
-    /// As many transactions as fit, of which nothing is to come.
+    /// As many transactions as fit, of which nothing is to come. What was given in an earlier run
+    /// may be committed, so it stays apart: then a unit is skipped whole and counts nothing twice.
     fn take_whole(&mut self) -> Option<Taken> {
         let (mut slices, mut work, mut size, mut transactions) = (Vec::new(), Vec::new(), Size::default(), 0);
-        while self.queue.front().is_some_and(|t| t.ended && size.plus(t.size).fits(&self.limits)) {
+        let replay = self.queue.front()?.replay;
+        let fits = |t: &Waiting, size: Size| t.ended && t.replay == replay && size.plus(t.size).fits(&self.limits);
+        while self.queue.front().is_some_and(|t| fits(t, size)) {
             let Some(whole) = self.queue.pop_front() else { break };
             whole.runs.into_iter().for_each(|run| append(&mut slices, run.batch, run.changes));
             work.extend(whole.work);

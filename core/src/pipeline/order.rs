@@ -134,7 +134,7 @@ impl Order {
             (Self::Transaction, SourceOrder::Transactions) => Box::new(orderer::ByTransaction::single(limits)),
             (Self::Transaction, _) => Box::new(orderer::ByTransaction::merged(limits)),
             (Self::Key { lanes }, _) => Box::new(orderer::ByKey::new(*lanes, limits).pinned(pinned)),
-            (Self::Window { .. }, _) => Box::new(orderer::ByTransaction::merged(limits)), // REPLACE
+            (Self::Window { length, lanes }, _) => Box::new(orderer::ByWindow::new(*length, *lanes, limits)),
             (Self::Arrival, _) => Box::new(orderer::Arrival::new(limits)),
         }
     }

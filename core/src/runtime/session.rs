@@ -68,14 +68,7 @@ impl Session {
         let targets: Vec<TableSchema> = tables.iter().map(|(_, target)| target.clone()).collect();
         let preflight = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         preflight.verdict()?;
-        if let (Some(target), true) = (spec.sink.target(), spec.create_tables) {
-            for table in &targets {
-                if target.describe(&table.name).await?.is_none() {
-                    tracing::info!(pipeline = %spec.name, table = %table.name, "creates the target table");
-                    target.create(table).await?;
-                }
-            }
-        }
+        preflight.create_missing(spec.sink.as_ref()).await?;
 
         let counters = match spec.sink.progress() {
             Some(_) => stored.iter().fold(Counters::default(), |mut sum, lane| {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anabranch_core::{BatchId, OrderedUnit, Orderer, Part, PartitionId, Progress, UnitId};
+use anabranch_core::{BatchId, Op, OrderedUnit, Orderer, Part, PartitionId, Progress, UnitId};
 use anabranch_testkit::generators::{Change, Dice, History};
 
 /// A change: its log, and its place in it.
@@ -16,6 +16,8 @@ pub(crate) struct Emitted {
     pub(crate) changes: Vec<At>,
     pub(crate) emitted: usize,
     pub(crate) completed: Option<usize>,
+    /// It was applied before a crash.
+    skipped: bool,
 }
 
 pub(crate) struct Drive<'h> {
@@ -31,20 +33,56 @@ pub(crate) struct Drive<'h> {
     /// Whether each change was emitted, and is complete.
     state: Vec<Vec<(bool, bool)>>,
     low: BTreeMap<PartitionId, Progress>,
+    /// What was applied before the crash, and what the lanes had stored.
+    before: Vec<Emitted>,
+    committed: HashMap<(u32, usize), Progress>,
     /// Parts are complete when they are taken, and not only with the last one.
     early_parts: bool,
 }
 
 /// Drives to the end; gives the units in the order in which they were emitted.
 pub(crate) fn drive(history: &History, orderer: Box<dyn Orderer>, seed: u64) -> Vec<Emitted> {
-    let mut drive = Drive::new(history, orderer, seed);
+    let mut drive = Drive::new(history, orderer, seed, Crash::default());
     while drive.turn() {}
     drive.check_end();
     drive.emitted
 }
 
+/// Crashes after so many turns and goes on with another orderer; gives the units that were applied.
+pub(crate) fn drive_with_crash(
+    history: &History,
+    orderer: impl Fn() -> Box<dyn Orderer>,
+    lanes: u32,
+    turns: usize,
+    seed: u64,
+) -> Vec<Emitted> {
+    let mut first = Drive::new(history, orderer(), seed, Crash::default());
+    for _ in 0..turns {
+        first.turn();
+    }
+    let mut second = Drive::new(history, orderer(), seed + 1, first.crash(lanes));
+    while second.turn() {}
+    second.check_end();
+    let mut all = second.before;
+    all.extend(second.emitted);
+    all.retain(|e| !e.skipped);
+    all
+}
+
+/// What is left after a crash.
+#[derive(Default)]
+struct Crash {
+    step: usize,
+    /// The units whose target transactions were committed.
+    applied: Vec<Emitted>,
+    /// What each lane stored for each log.
+    committed: HashMap<(u32, usize), Progress>,
+    /// Where each log is resumed.
+    from: HashMap<usize, Progress>,
+}
+
 impl<'h> Drive<'h> {
-    pub(crate) fn new(history: &'h History, orderer: Box<dyn Orderer>, seed: u64) -> Self {
+    fn new(history: &'h History, orderer: Box<dyn Orderer>, seed: u64, crash: Crash) -> Self {
         let logs = history.logs.len();
         let mut dice = Dice::new(seed);
         let early_parts = dice.percent(50);
@@ -52,7 +90,7 @@ impl<'h> Drive<'h> {
             history,
             orderer,
             dice,
-            step: 0,
+            step: crash.step,
             pushed: vec![0; logs],
             opened: vec![false; logs],
             closed: vec![false; logs],
@@ -60,14 +98,85 @@ impl<'h> Drive<'h> {
             emitted: Vec::new(),
             state: history.logs.iter().map(|l| vec![(false, false); l.changes.len()]).collect(),
             low: BTreeMap::new(),
+            before: crash.applied,
+            committed: crash.committed,
             early_parts,
         };
+        for &(log, at) in drive.before.iter().flat_map(|e| &e.changes) {
+            drive.state[log][at].1 = true;
+        }
+        for (log, from) in &crash.from {
+            drive.resume(*log, from);
+        }
         for log in 0..logs {
             if history.logs[log].partition.parents.is_empty() {
-                drive.open(log);
+                drive.opened[log] = true;
+                drive.orderer.opened(&history.logs[log].partition, crash.from.get(&log));
             }
         }
         drive
+    }
+
+    /// Begins with the batch that holds the first change after the position's token.
+    fn resume(&mut self, log: usize, from: &Progress) {
+        let token = String::from_utf8_lossy(&from.position.token);
+        let last = match (&*token, token.split_once('/')) {
+            ("end", _) => usize::MAX,
+            (_, Some((_, transaction))) => transaction.parse().expect("a token of this history"),
+            _ => return,
+        };
+        let l = &self.history.logs[log];
+        let first = l.changes.iter().position(|c| c.transaction > last && last != usize::MAX);
+        let mut changes = 0;
+        let holds = |b: &anabranch_core::ChangeBatch| {
+            changes += b.len();
+            first.is_some_and(|first| changes > first)
+        };
+        self.pushed[log] = l.batches.iter().position(holds).unwrap_or(l.batches.len() - 1);
+        let skipped = l.batches[..self.pushed[log]].iter().map(|b| b.len()).sum();
+        for (at, state) in self.state[log][..skipped].iter_mut().enumerate() {
+            assert!(state.1, "change {at} of log {log} is before {from:?} and was not applied");
+            state.0 = true;
+        }
+    }
+
+    /// Stops here. Of each lane, the unit that was being written may have been committed.
+    fn crash(mut self, lanes: u32) -> Crash {
+        let mut crash = Crash { step: self.step + 1, ..Crash::default() };
+        for lane in 0..lanes {
+            let mut parts: Vec<Emitted> = Vec::new();
+            let (units, others) = self.emitted.into_iter().partition(|e| e.unit.lane == lane);
+            self.emitted = others;
+            for mut e in units {
+                let (ends, durable) = (e.unit.part.ends(), e.completed.is_some());
+                let indeterminate = ends && !durable && self.dice.percent(50);
+                e.completed = Some(e.completed.unwrap_or(self.step));
+                parts.push(e);
+                if ends && (durable || indeterminate) {
+                    crash.applied.append(&mut parts);
+                }
+                if ends && !durable {
+                    break;
+                }
+            }
+        }
+        crash.applied.sort_by_key(|e| e.emitted);
+        for e in &crash.applied {
+            for p in &e.unit.progress {
+                let log = place(self.history, &p.partition);
+                crash.committed.insert((e.unit.lane, log), p.clone());
+            }
+        }
+        let stale = self.dice.percent(30);
+        for (log, l) in self.history.logs.iter().enumerate() {
+            let stored = (0..lanes).map(|lane| crash.committed.get(&(lane, log)).cloned());
+            let least =
+                stored.reduce(|a, b| a.zip(b).map(|(a, b)| if a.position.rank < b.position.rank { a } else { b }));
+            let low = self.low.get(&l.partition.id).filter(|_| !stale).cloned();
+            let from = least.flatten().into_iter().chain(low).max_by(|a, b| a.position.rank.cmp(&b.position.rank));
+            crash.from.extend(from.map(|from| (log, from)));
+        }
+        crash
     }
 
     pub(crate) fn change(&self, at: At) -> &'h Change {
@@ -106,7 +215,7 @@ impl<'h> Drive<'h> {
     /// A child is read only when its parents are processed and durable.
     fn is_readable(&self, log: usize) -> bool {
         let durable = |p: &PartitionId| {
-            let parent = self.history.logs.iter().position(|l| l.partition.id == *p).expect("a known parent");
+            let parent = place(self.history, p);
             self.closed[parent] && self.state[parent].iter().all(|s| s.1)
         };
         self.opened[log]
@@ -139,20 +248,43 @@ impl<'h> Drive<'h> {
         self.orderer.push(id, batch).expect("a valid history");
     }
 
-    fn emit(&mut self, unit: OrderedUnit) {
+    fn emit(&mut self, mut unit: OrderedUnit) {
         let mut changes = Vec::new();
         for slice in &unit.slices {
             let (log, first) = self.batches[&slice.batch];
             for index in slice.changes.iter() {
                 let at = (log, first + index as usize);
-                let state = &mut self.state[at.0][at.1];
+                let state = &mut self.state[log][at.1];
                 assert!(!state.0, "change {at:?} was emitted twice");
                 state.0 = true;
-                changes.push(at);
+                let change = &self.history.logs[log].changes[at.1];
+                let stored = self.committed.get(&(unit.lane, log));
+                if stored.is_some_and(|p| change.rank <= p.position.rank) {
+                    assert!(state.1, "{change:?} is skipped and was not applied, lane {} has {stored:?}", unit.lane);
+                } else {
+                    // A message belongs to no lane: it may be on another one now.
+                    assert!(
+                        !state.1 || change.op == Op::Message,
+                        "{change:?} is applied twice, lane {} has {stored:?}",
+                        unit.lane
+                    );
+                    changes.push(at);
+                }
             }
         }
         assert!(unit.part.ends() || unit.progress.is_empty(), "progress amid a target transaction");
-        self.emitted.push(Emitted { unit, changes, emitted: self.step, completed: None });
+        let goes_on = unit.part == Part::Last && self.emitted.last().is_some_and(|e| e.skipped);
+        let skipped = changes.is_empty() && (!unit.slices.is_empty() || goes_on);
+        if skipped {
+            unit.transactions = 0;
+        }
+        // As the lane of the runtime does it.
+        unit.progress.retain_mut(|p| {
+            let stored = self.committed.get(&(unit.lane, place(self.history, &p.partition)));
+            p.safe_time = p.safe_time.max(stored.and_then(|s| s.safe_time));
+            stored.is_none_or(|stored| p.position.rank > stored.position.rank)
+        });
+        self.emitted.push(Emitted { unit, changes, emitted: self.step, completed: None, skipped });
         let lanes: std::collections::BTreeSet<u32> = self.emitted.iter().map(|e| e.unit.lane).collect();
         for lane in lanes {
             let flying = self.flying().filter(|e| e.unit.lane == lane && e.unit.part.ends()).count();
@@ -199,7 +331,7 @@ impl<'h> Drive<'h> {
     fn check_low(&mut self) {
         let low = self.orderer.low_watermark().clone();
         for (id, progress) in &low {
-            let log = self.history.logs.iter().position(|l| l.partition.id == *id).expect("a known partition");
+            let log = place(self.history, id);
             if let Some(before) = self.low.get(id) {
                 assert!(progress.position.rank >= before.position.rank, "{id} went back");
                 assert!(progress.safe_time >= before.safe_time, "the safe time of {id} went back");
@@ -227,7 +359,7 @@ impl<'h> Drive<'h> {
 
     /// What a lane stores is exact: all that it was given until then, and nothing of what it is given later.
     fn check_progress(&self) {
-        let mut stored: HashMap<(u32, usize), Progress> = HashMap::new();
+        let mut stored = self.committed.clone();
         let mut pending: HashMap<u32, Vec<At>> = HashMap::new();
         for e in &self.emitted {
             let lane = e.unit.lane;
@@ -246,7 +378,7 @@ impl<'h> Drive<'h> {
                 continue;
             }
             for p in &e.unit.progress {
-                let log = self.history.logs.iter().position(|l| l.partition.id == p.partition).expect("known");
+                let log = place(self.history, &p.partition);
                 if let Some(old) = stored.insert((lane, log), p.clone()) {
                     assert!(old.position.rank <= p.position.rank && old.safe_time <= p.safe_time);
                 }
@@ -258,6 +390,10 @@ impl<'h> Drive<'h> {
             }
         }
     }
+}
+
+fn place(history: &History, partition: &PartitionId) -> usize {
+    history.logs.iter().position(|l| l.partition.id == *partition).expect("a known partition")
 }
 
 /// The changes that sort by `key`, in that order.

@@ -6,9 +6,10 @@ mod windows;
 
 use std::time::Duration;
 
+use anabranch_core::Orderer;
 use anabranch_core::orderer::{Arrival, ByKey, ByTransaction, ByWindow, UnitLimits};
 use anabranch_testkit::generators::{History, Shape};
-use drive::{check_transactions, drive};
+use drive::{check_transactions, drive, drive_with_crash};
 use proptest::prelude::*;
 
 fn limits(max_changes: usize) -> UnitLimits {
@@ -16,7 +17,7 @@ fn limits(max_changes: usize) -> UnitLimits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn transactions_of_one_partition(
@@ -88,5 +89,59 @@ proptest! {
         let emitted = drive(&history, Box::new(orderer), turns);
         prop_assert!(emitted.iter().all(|e| e.changes.len() <= limit && e.unit.lane < lanes));
         windows::check(&history, &emitted, window as i64, limit);
+    }
+
+    #[test]
+    fn transactions_of_one_partition_after_a_crash(
+        seed: u64, turns: u64, crash in 0..60usize, transactions in 0..40usize, max_changes in 1..30usize,
+        max_batch in 1..12usize, limit in 1..10usize,
+    ) {
+        let shape = Shape { transactions, max_changes, max_batch, special: 10, ..Shape::of_seed(seed) };
+        let history = History::new(&shape)?;
+        let orderer = || -> Box<dyn Orderer> { Box::new(ByTransaction::single(limits(limit))) };
+        let applied = drive_with_crash(&history, orderer, 1, crash, turns >> 1);
+        check_transactions(&history, &applied, limit);
+    }
+
+    #[test]
+    fn transactions_over_partitions_after_a_crash(
+        seed: u64, turns: u64, crash in 0..60usize, partitions in 1..5usize, transactions in 0..40usize,
+        max_batch in 1..12usize, limit in 1..10usize, ends: bool, totals: bool,
+    ) {
+        let shape = Shape { partitions, transactions, max_batch, ends, totals, special: 10, ..Shape::of_seed(seed) };
+        let history = History::new(&shape)?;
+        let orderer = || -> Box<dyn Orderer> { Box::new(ByTransaction::merged(limits(limit))) };
+        let applied = drive_with_crash(&history, orderer, 1, crash, turns >> 1);
+        check_transactions(&history, &applied, limit);
+    }
+
+    #[test]
+    fn per_key_after_a_crash(
+        seed: u64, turns: u64, crash in 0..60usize, partitions in 1..4usize, transactions in 0..40usize,
+        max_batch in 1..12usize, limit in 1..10usize, lanes in 1..5u32, special in 0..30usize, ends: bool,
+    ) {
+        let shape = Shape { partitions, transactions, max_batch, special, ends, ..Shape::of_seed(seed) };
+        let history = History::new(&shape)?;
+        let orderer = || -> Box<dyn Orderer> {
+            Box::new(ByKey::new(lanes, limits(limit)).pinned(keys::pinned(&history, false)))
+        };
+        let applied = drive_with_crash(&history, orderer, lanes, crash, turns >> 1);
+        keys::check(&history, &applied);
+    }
+
+    #[test]
+    fn per_window_after_a_crash(
+        seed: u64, turns: u64, crash in 0..60usize, partitions in 1..4usize, transactions in 0..40usize,
+        max_batch in 1..12usize, limit in 1..10usize, lanes in 1..5u32, ends: bool, totals: bool, window in 1..60u64,
+    ) {
+        let shape = Shape {
+            partitions, transactions, max_batch, ends, totals, closes: true, special: 10, ..Shape::of_seed(seed)
+        };
+        let history = History::new(&shape)?;
+        let orderer = || -> Box<dyn Orderer> {
+            Box::new(ByWindow::new(Duration::from_micros(window), lanes, limits(limit)))
+        };
+        let applied = drive_with_crash(&history, orderer, lanes, crash, turns >> 1);
+        windows::check_order(&history, &applied);
     }
 }

@@ -21,17 +21,20 @@ pub(crate) async fn set_up(client: &Client, wanted: Privilege, origin: &str, ses
     // Two statements: the second would not see an origin that the first creates in the same snapshot.
     let create = "SELECT pg_replication_origin_create($1) WHERE NOT EXISTS \
                   (SELECT FROM pg_catalog.pg_replication_origin WHERE roname = $1)";
-    let result = match client.execute(create, &[&origin]).await {
-        Ok(_) => client.execute("SELECT pg_replication_origin_session_setup($1)", &[&origin]).await,
+    let set_up = "SELECT pg_replication_origin_session_setup($1)";
+    let mut result = match client.execute(create, &[&origin]).await {
+        Ok(_) => client.execute(set_up, &[&origin]).await,
         Err(e) => Err(e),
     };
+    if result.as_ref().is_err_and(|e| e.code() == Some(&SqlState::OBJECT_IN_USE)) {
+        terminate(client, session).await?;
+        result = client.execute(set_up, &[&origin]).await;
+    }
     let Err(error) = result else { return Ok(()) };
     match error.code() {
         Some(code) if *code == SqlState::OBJECT_IN_USE => {
-            terminate(client, session).await?;
-            Err(Error::transient(format!(
-                "the replication origin {origin} is held by a previous session of this lane, which was told to end"
-            )))
+            Err(Error::transient(format!("the replication origin {origin} is held by another session"))
+                .hint("all databases of a server share origins: a pipeline to another one needs another name"))
         }
         Some(code) if denied(code) && wanted == Privilege::Required => {
             Err(Error::config("sink.origin", "the user may not use replication origins").hint(
@@ -42,6 +45,12 @@ pub(crate) async fn set_up(client: &Client, wanted: Privilege, origin: &str, ses
         Some(code) if denied(code) => Ok(()),
         _ => Err(classify(error, "cannot set up the replication origin")),
     }
+}
+
+/// Gives the origin back, so that the next session of the lane need not end this one.
+pub(crate) async fn release(client: &Client) {
+    // Fails if none was set up, or the connection is gone: the server then gives it back itself.
+    _ = client.batch_execute("SELECT pg_replication_origin_session_reset()").await;
 }
 
 /// 55000: the server has no slots for origins (`max_replication_slots`, `max_active_replication_origins` is 0).

@@ -120,12 +120,18 @@ async fn set_replica_role(client: &Client, wanted: Privilege) -> Result<bool> {
     }
 }
 
-/// Ends sessions of this user with this application name: of a runner that is gone but whose
-/// connection the server still holds, or that has been replaced. Returns how many.
-pub(crate) async fn terminate(client: &Client, name: &str) -> Result<u64> {
+/// How long to wait for a session to end, in milliseconds: it has to roll back first.
+const END_TIMEOUT: u32 = 5_000;
+
+/// Ends sessions of this user with this application name, and waits until they are gone: of a runner
+/// that is gone but whose connection the server still holds, or that has been replaced.
+pub(crate) async fn terminate(client: &Client, name: &str) -> Result<()> {
     // Application names are cut to 63 bytes.
-    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = left($1::text, 63) \
-               AND usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()";
-    let statement = client.prepare(sql).await.map_err(|e| classify(e, "cannot end the previous session"))?;
-    client.execute_raw(&statement, [Text::of(name)]).await.map_err(|e| classify(e, "cannot end the previous session"))
+    let sql = "SELECT pg_terminate_backend(pid, $2::bigint) FROM pg_stat_activity \
+               WHERE application_name = left($1::text, 63) AND usename = current_user \
+               AND datname = current_database() AND pid <> pg_backend_pid()";
+    let what = |e| classify(e, "cannot end the previous session");
+    let statement = client.prepare(sql).await.map_err(what)?;
+    client.execute_raw(&statement, [Text::of(name), Text::of(END_TIMEOUT)]).await.map_err(what)?;
+    Ok(())
 }

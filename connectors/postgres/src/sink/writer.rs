@@ -301,6 +301,9 @@ impl SinkWriter for PostgresWriter {
 
     async fn close(mut self: Box<Self>) -> Result<()> {
         self.roll_back().await;
+        if let Some(session) = &self.session {
+            origin::release(&session.client).await;
+        }
         Ok(())
     }
 }

@@ -62,25 +62,30 @@ impl Db {
     pub fn sink(&self) -> PostgresSink {
         PostgresSink::new(self.url())
     }
-}
 
-pub fn lane(epoch: u64) -> Lane {
-    Lane { pipeline: "p".into(), index: 0, count: 1, epoch, purpose: LanePurpose::Stream }
-}
+    /// Lane 0 of this database's pipeline: origins are shared by all databases of a server.
+    pub fn lane(&self, epoch: u64) -> Lane {
+        Lane { pipeline: (*self.name).into(), index: 0, count: 1, epoch, purpose: LanePurpose::Stream }
+    }
 
-pub fn snapshot_lane(epoch: u64) -> Lane {
-    Lane { purpose: LanePurpose::Snapshot, ..lane(epoch) }
-}
+    pub fn snapshot_lane(&self, epoch: u64) -> Lane {
+        Lane { purpose: LanePurpose::Snapshot, ..self.lane(epoch) }
+    }
 
-pub fn claim(epoch: u64) -> Claim {
-    let identity = SourceIdentity::default().with("system", "7");
-    Claim { pipeline: "p".into(), epoch, lanes: 1, identity }
-}
+    pub fn claim(&self, epoch: u64) -> Claim {
+        let identity = SourceIdentity::default().with("system", "7");
+        Claim { pipeline: (*self.name).into(), epoch, lanes: 1, identity }
+    }
 
-/// Claims the pipeline and opens a writer.
-pub async fn writer(sink: &PostgresSink, epoch: u64) -> Box<dyn SinkWriter> {
-    sink.progress().unwrap().take_over(&claim(epoch)).await.unwrap();
-    sink.open(lane(epoch)).await.unwrap()
+    /// Claims the pipeline and opens a writer.
+    pub async fn writer(&self, sink: &PostgresSink, epoch: u64) -> Box<dyn SinkWriter> {
+        sink.progress().unwrap().take_over(&self.claim(epoch)).await.unwrap();
+        sink.open(self.lane(epoch)).await.unwrap()
+    }
+
+    pub async fn stored(&self, sink: &PostgresSink) -> LaneProgress {
+        sink.progress().unwrap().read(&self.name).await.unwrap().swap_remove(0)
+    }
 }
 
 /// A table whose types are PostgreSQL's; `spec` is `name type` by comma, the first `keys` being the key.

@@ -11,4 +11,6 @@
 
 pub mod checkpointer;
 pub mod dead_letter;
+pub mod orderer;
 pub mod sink;
+pub mod source;

@@ -247,3 +247,45 @@ proptest! {
         }
     }
 }
+
+/// Prints what one change costs from frame to batch, without a socket: run with
+/// `cargo test -p anabranch-postgres --release -- --ignored --nocapture cost`.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn cost_of_a_change() {
+    let columns: Vec<_> = ["id", "a", "b", "c", "d", "e", "f"].map(|n| (n == "id", n, 25)).to_vec();
+    let values: Vec<Option<&str>> = vec![
+        Some("1234567"),
+        Some("some text of a customer"),
+        Some("2024-01-01 00:00:00"),
+        None,
+        Some("12.34"),
+        Some("t"),
+        Some("{\"k\": \"v\"}"),
+    ];
+    let wrap = |message: Vec<u8>| [vec![b'w'], vec![0; 24], message].concat();
+    let mut a = assembler(Lsn(10).as_position(), &[], SchemaChange::Ignore);
+    all(&mut a, [frames::begin(50), frames::relation(1, "t", b'd', &columns), frames::commit(50, 60)]);
+    let insert = wrap(frames::insert(1, &values));
+    let (mut changes, mut lsn, per_transaction) = (0u64, 100, 10);
+    let begun = std::time::Instant::now();
+    while changes < 3_000_000 {
+        let frames = [wrap(frames::begin(lsn)), wrap(frames::commit(lsn, lsn + 50))];
+        let sequence = std::iter::once(&frames[0])
+            .chain(std::iter::repeat_n(&insert, per_transaction))
+            .chain(std::iter::once(&frames[1]));
+        for frame in sequence {
+            let Ok(crate::decode::frame::Frame::Data(message)) = crate::decode::frame::Frame::decode(frame) else {
+                panic!()
+            };
+            a.apply(message).unwrap();
+        }
+        changes += per_transaction as u64;
+        lsn += 100;
+        if a.is_full() {
+            std::hint::black_box(a.take(None, None).unwrap());
+        }
+    }
+    let each = begun.elapsed().as_nanos() as f64 / changes as f64;
+    println!("{each:.0} ns a change of {} columns, in transactions of {per_transaction}", columns.len());
+}

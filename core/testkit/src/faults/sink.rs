@@ -1,0 +1,114 @@
+//! A sink that fails.
+
+use std::sync::Arc;
+
+use anabranch_core::{
+    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sink, SinkInfo, SinkWriter,
+    TargetSchema, Unit, Written,
+};
+use async_trait::async_trait;
+
+use super::{Call, Schedule};
+
+/// Another sink, with faults.
+#[derive(Debug)]
+pub struct FaultySink {
+    inner: Arc<dyn Sink>,
+    schedule: Schedule,
+    early: bool,
+}
+
+impl FaultySink {
+    /// `inner`, with the faults of `schedule`.
+    pub fn new(inner: Arc<dyn Sink>, schedule: Schedule) -> Self {
+        Self { inner, schedule, early: false }
+    }
+
+    /// Calls a unit durable while it still holds it, and writes it with the next one: a sink that
+    /// confirms too early. What it holds when it is dropped is lost. A checker has to find it.
+    #[must_use]
+    pub fn confirms_early(mut self) -> Self {
+        self.early = true;
+        self
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Sink for FaultySink {
+    fn info(&self) -> SinkInfo {
+        self.inner.info()
+    }
+
+    async fn open(&self, lane: Lane) -> Result<Box<dyn SinkWriter>> {
+        // An opening cannot be lied about: there is nothing to give.
+        let writer = match self.schedule.next(Call::Open) {
+            Some(super::Fault::Fail(kind) | super::Fault::DoneThenFail(kind)) => {
+                return Err(super::injected(Call::Open, kind));
+            }
+            _ => self.inner.open(lane).await?,
+        };
+        Ok(Box::new(FaultyWriter { inner: writer, schedule: self.schedule.clone(), early: self.early, held: None }))
+    }
+
+    fn progress(&self) -> Option<&dyn ProgressStore> {
+        self.inner.progress().is_some().then_some(self)
+    }
+
+    fn checkpointer(&self) -> Option<Arc<dyn Checkpointer>> {
+        self.inner.checkpointer()
+    }
+
+    fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
+        self.inner.dead_letters()
+    }
+
+    fn target(&self) -> Option<&dyn TargetSchema> {
+        self.inner.target()
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ProgressStore for FaultySink {
+    async fn take_over(&self, claim: &Claim) -> Result<Vec<LaneProgress>> {
+        let Some(inner) = self.inner.progress() else { return Ok(Vec::new()) };
+        self.schedule.run(Call::TakeOver, inner.take_over(claim), Vec::new).await
+    }
+
+    async fn read(&self, pipeline: &str) -> Result<Vec<LaneProgress>> {
+        match self.inner.progress() {
+            Some(inner) => inner.read(pipeline).await,
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+struct FaultyWriter {
+    inner: Box<dyn SinkWriter>,
+    schedule: Schedule,
+    early: bool,
+    held: Option<Unit>,
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl SinkWriter for FaultyWriter {
+    async fn write(&mut self, unit: &Unit) -> Result<Written> {
+        if self.early {
+            if let Some(held) = self.held.replace(unit.clone()) {
+                let _ = self.inner.write(&held).await?;
+            }
+            return Ok(Written::durable());
+        }
+        self.schedule.run(Call::Write, self.inner.write(unit), Written::durable).await
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        self.schedule.run(Call::Flush, self.inner.flush(), || ()).await
+    }
+
+    async fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close().await
+    }
+}
