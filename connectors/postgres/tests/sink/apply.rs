@@ -52,6 +52,32 @@ async fn unique_values_swap_and_move_along_chains() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_came_to_the_target_since_survives_a_swap() {
+    for db in databases() {
+        db.exec("CREATE TABLE t (id bigint PRIMARY KEY, name text UNIQUE)");
+        let t = table("t", &[("id", INT), ("name", TEXT)], 1);
+        for (n, sink) in sinks(&db).iter().enumerate() {
+            let mut w = db.writer(sink, n as u64 + 1).await;
+            write(&mut w, &Changes::new().insert(&t, &["1", "a"]).insert(&t, &["2", "b"]).unit()).await;
+            // The writer has looked at the table before: a column, and rows that a delete would take along.
+            db.exec(
+                "ALTER TABLE t ADD own text; UPDATE t SET own = 'kept'; \
+                 CREATE TABLE c (id bigint REFERENCES t ON DELETE CASCADE); INSERT INTO c VALUES (1), (2)",
+            );
+            let swap = Changes::new().update(&t, None, &["1", "free"]).update(&t, None, &["2", "a"]).update(
+                &t,
+                None,
+                &["1", "b"],
+            );
+            write(&mut w, &swap.unit()).await;
+            assert_eq!(db.rows("SELECT t.* FROM t JOIN c USING (id) ORDER BY id"), ["1|b|kept", "2|a|kept"]);
+            w.close().await.unwrap();
+            db.exec("DROP TABLE c; ALTER TABLE t DROP COLUMN own; DELETE FROM t");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_somebody_else_has_is_rejected_whole() {
     for db in databases() {
         db.exec("CREATE TABLE t (id bigint PRIMARY KEY, name text UNIQUE); INSERT INTO t VALUES (1, 'taken')");
