@@ -23,9 +23,10 @@ const KILLS: u32 = 50;
 /// NaN and infinities only where the target can hold them.
 const FINITE: Options = Options { nonfinite: false, rows: 40 };
 
-fn pipeline(source: &str, sink: &str) -> String {
+fn pipeline(source: &str, target: &dyn Target) -> String {
+    let (sink, lossy) = (target.sink(), target.lossy());
     format!(
-        "[pipeline]\nname = \"crash\"\norder = \"transaction\"\n\n\
+        "[mapping]\nlossy = {lossy:?}\n\n[pipeline]\nname = \"crash\"\norder = \"transaction\"\n\n\
          [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"workload\"\nslot = \"workload\"\n\
          snapshot = \"initial\"\n\n[sink]\n{sink}"
     )
@@ -37,7 +38,7 @@ async fn run(name: &str, version: PgVersion, options: Options, target: Option<Ar
     let seed = config::seed(name);
     let Some(server) = source::start(version, seed, options).await? else { return Ok(()) };
     let writers = Writers::start(&server, seed, options, 3, Duration::from_millis(10));
-    let mut runner = Runner::new(program, &pipeline(&server.url(DB), &target.sink()))?;
+    let mut runner = Runner::new(program, &pipeline(&server.url(DB), target.as_ref()))?;
     runner.keep_running();
     let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
     let mut faults = Faults::new(seed, server.clone(), target);

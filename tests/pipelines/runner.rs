@@ -102,7 +102,7 @@ impl Runner {
 fn start(program: &Path, folder: &Path, options: &[&str]) -> Tested<Child> {
     let log = File::options().create(true).append(true).open(folder.join("log"))?;
     let mut command = Command::new(program);
-    command.arg("run").arg(folder.join("pipeline.toml")).args(options).current_dir(folder);
+    command.arg("run").arg(folder.join("pipeline.toml")).args(options).current_dir(folder).env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(command.spawn()?)
 }
