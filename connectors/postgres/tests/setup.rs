@@ -297,14 +297,8 @@ async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
     let standby = server.standby();
     let reached = text(&sql, "SELECT pg_current_wal_lsn()::text").await;
     let replica = standby.client().await;
-    while text(&replica, "SELECT (pg_last_wal_replay_lsn() >= pg_lsn '0/1')::text").await != "true"
-        || replica
-            .query_one(&format!("SELECT pg_last_wal_replay_lsn() >= '{reached}'"), &[])
-            .await
-            .unwrap()
-            .get::<_, bool>(0)
-            == false
-    {
+    let caught_up = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{reached}', false)");
+    while !replica.query_one(&caught_up, &[]).await.unwrap().get::<_, bool>(0) {
         tokio::task::yield_now().await;
     }
     server.stop("-KILL");

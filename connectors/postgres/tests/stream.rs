@@ -542,3 +542,45 @@ async fn replayed_transactions_can_be_left_out() {
         }
     }
 }
+
+/// Prints what reading a backlog costs: run with `-- --ignored --nocapture backlog`, optimized.
+#[tokio::test]
+#[ignore = "a measurement, not a check"]
+async fn cost_of_a_backlog() {
+    let spent = || -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    for version in BOTH {
+        let Some(server) = start(version, &[("synchronous_commit", "off")]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, a text, b numeric, c timestamptz DEFAULT now());
+             CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$ BEGIN
+               FOR i IN 1..40000 LOOP
+                 INSERT INTO t SELECT i * 10 + j, 'some text of a customer', 12.5 FROM generate_series(0, 9) j;
+                 COMMIT;
+               END LOOP; END $$",
+        )
+        .await
+        .unwrap();
+        let source = prepared(&server).await;
+        sql.batch_execute("CALL fill()").await.unwrap();
+        let mut reader = open(&source, None).await;
+        let (begun, cpu) = (std::time::Instant::now(), spent());
+        let (mut changes, mut batches) = (0, 0);
+        while changes < 400_000 {
+            let batch = next(&mut reader).await.unwrap();
+            changes += batch.len();
+            batches += 1;
+            reader.acknowledge(Some(batch.end())).await.unwrap();
+        }
+        let (wall, cpu) = (begun.elapsed().as_secs_f64(), (spent() - cpu) as f64);
+        println!(
+            "{version:?}: {:.0} changes/s, {:.0} ns CPU a change, {batches} batches of {} changes",
+            changes as f64 / wall,
+            cpu / changes as f64,
+            changes / batches
+        );
+    }
+}

@@ -102,7 +102,13 @@ impl Connection {
                 backend::COPY_DATA_TAG => return Ok(Some(Event::Data(body))),
                 backend::COPY_DONE_TAG | backend::COMMAND_COMPLETE_TAG => return Ok(Some(Event::Done)),
                 backend::ERROR_RESPONSE_TAG => {
-                    return Err(server_error(self.inbox.body(body)).into_error("the server ended the replication"));
+                    let mut e = server_error(self.inbox.body(body));
+                    if e.code == "42704" && e.message.contains("publication") {
+                        // The server reads the publication as it was when the change was made.
+                        e.hint =
+                            Some("the slot is older than the publication: drop the slot and start anew".to_owned());
+                    }
+                    return Err(e.into_error("the server ended the replication"));
                 }
                 backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG | backend::READY_FOR_QUERY_TAG => {}
                 other => {

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use anabranch_core::{Piece, Rank, TableName};
+use anabranch_core::{Piece, Rank, TableName, ValueRef};
 use proptest::prelude::*;
 
 use super::*;
