@@ -1,5 +1,6 @@
 //! Connections: how they are opened and set up, and what is known of the server.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use anabranch_core::{Error, Result};
 use mysql_async::prelude::Queryable;
 use mysql_async::{ClientIdentity, Conn, Opts, OptsBuilder, SslOpts};
+use tokio::time::timeout;
 
 use crate::config::{LocalInfile, MySqlConfig, Tls};
 use crate::error::{Failure, Phase};
@@ -23,6 +25,10 @@ const WAIT_TIMEOUT: u32 = 600;
 
 /// A connection that was idle for longer is asked whether it still lives before it is used.
 const IDLE_BEFORE_PING: Duration = Duration::from_secs(20);
+
+/// How long a server may take to accept a connection, or to say that it lives. The operating
+/// system would wait for minutes for a machine that is gone.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Bytes of a statement, at most; also at most half of max_allowed_packet. Larger ones are not
 /// faster, and the server keeps each whole in memory.
@@ -58,11 +64,17 @@ impl Server {
 }
 
 /// An open connection.
-#[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) conn: Conn,
     pub(crate) server: Server,
     used: Instant,
+}
+
+/// The driver's connection would print its options, and with them the password.
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("id", &self.conn.id()).field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 impl Link {
@@ -70,7 +82,8 @@ impl Link {
     pub(crate) async fn is_alive(&mut self) -> bool {
         let idle = self.used.elapsed();
         self.used = Instant::now();
-        !self.conn.is_disconnected() && (idle < IDLE_BEFORE_PING || self.conn.ping().await.is_ok())
+        !self.conn.is_disconnected()
+            && (idle < IDLE_BEFORE_PING || matches!(timeout(PATIENCE, self.conn.ping()).await, Ok(Ok(()))))
     }
 }
 
@@ -158,7 +171,10 @@ impl Connector {
     /// A connection, set up.
     pub(crate) async fn connect(&self) -> Result<Link> {
         let opts = self.options()?;
-        let mut conn = Conn::new(opts).await.map_err(|e| Failure::driver(e).into_error(Phase::Connect))?;
+        let mut conn = timeout(PATIENCE, Conn::new(opts))
+            .await
+            .map_err(|_| Error::transient(format!("the MySQL server did not answer in {} s", PATIENCE.as_secs())))?
+            .map_err(|e| Failure::driver(e).into_error(Phase::Connect))?;
         let server = self.set_up(&mut conn).await.map_err(|e| Failure::driver(e).into_error(Phase::Connect))?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
         Ok(Link { conn, server, used: Instant::now() })
