@@ -1,22 +1,152 @@
-//! From the driver's errors to ours.
+//! From what PostgreSQL answers to what the runtime does.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io;
 
 use anabranch_core::{Error, ErrorKind};
 
-/// The error that `e`, met while doing `what`, means to the runtime.
-pub(crate) fn classify(e: tokio_postgres::Error, what: &str) -> Error {
-    let Some(db) = e.as_db_error() else { return Error::transient(what.to_owned()).because(e) };
-    let code = db.code().code();
-    let kind = match (&code[..2], code) {
-        (_, "25006" | "42501") => ErrorKind::Config,
-        ("08" | "40" | "53" | "55" | "57" | "58", _) => ErrorKind::Transient,
-        ("22" | "23", _) => ErrorKind::Rejected,
-        ("28" | "3D" | "3F" | "42" | "0A", _) => ErrorKind::Config,
-        _ => ErrorKind::Fatal,
-    };
-    let mut text = format!("{what}: {}", db.message());
-    if let Some(detail) = db.detail() {
-        text.push_str(": ");
-        text.push_str(detail);
+/// What the server said: the fields of an ErrorResponse (its manual, "Error and Notice Message Fields").
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ServerError {
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl ServerError {
+    /// The error to return; `what` says what was being done.
+    pub(crate) fn into_error(self, what: &str) -> Error {
+        let mut text = format!("{what}: {} (SQLSTATE {})", self.message, self.code);
+        if let Some(detail) = &self.detail {
+            let _ = write!(text, "; {detail}");
+        }
+        let error = Error::new(kind_of(&self.code), text);
+        match self.hint {
+            Some(hint) => error.hint(hint),
+            None => error,
+        }
     }
-    Error::new(kind, text)
+}
+
+/// What a SQLSTATE asks for (PostgreSQL's manual, appendix A).
+pub(crate) fn kind_of(code: &str) -> ErrorKind {
+    match code {
+        // Serialization failure, deadlock, lock not available, object in use, statement cancelled.
+        "40001" | "40P01" | "55P03" | "55006" | "57014" => ErrorKind::Transient,
+        // Read-only transaction: the URL points to a standby, or the server is fenced.
+        "25006" => ErrorKind::Config,
+        _ => match code.get(..2) {
+            // Connection lost; out of resources; the server stops or starts.
+            Some("08" | "53" | "57") => ErrorKind::Transient,
+            // A value or a constraint.
+            Some("22" | "23") => ErrorKind::Rejected,
+            // Authentication, rights, names that do not exist, features that do not exist.
+            Some("28" | "42" | "3D" | "3F" | "0A") => ErrorKind::Config,
+            _ => ErrorKind::Fatal,
+        },
+    }
+}
+
+/// Converts an error of the driver; `what` says what was being done. The server's message and detail
+/// are kept, and no statement's parameters.
+pub(crate) fn classify(e: tokio_postgres::Error, what: &str) -> Error {
+    if let Some(db) = e.as_db_error() {
+        return ServerError {
+            code: db.code().code().to_owned(),
+            message: db.message().to_owned(),
+            detail: db.detail().map(str::to_owned),
+            hint: db.hint().map(str::to_owned),
+        }
+        .into_error(what);
+    }
+    let text = chain(&e);
+    let lost = e.is_closed() || text.starts_with("timeout");
+    let kind = if lost { ErrorKind::Transient } else { kind_of_chain(&e) };
+    Error::new(kind, format!("{what}: {text}"))
+}
+
+/// Converts an error of a socket.
+pub(crate) fn socket(e: io::Error, what: &str) -> Error {
+    Error::new(kind_of_chain(&e), format!("{what}: {}", chain(&e)))
+}
+
+/// A server that does not speak the protocol as its manual says.
+pub(crate) fn protocol(what: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Fatal, what)
+}
+
+fn kind_of_chain(e: &(dyn StdError + 'static)) -> ErrorKind {
+    let mut next = Some(e);
+    let mut socket = false;
+    while let Some(e) = next {
+        if let Some(tls) = e.downcast_ref::<rustls::Error>() {
+            // A certificate does not mend itself; anything else may be a cut connection.
+            return match tls {
+                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => ErrorKind::Config,
+                _ => ErrorKind::Transient,
+            };
+        }
+        if let Some(io) = e.downcast_ref::<io::Error>() {
+            socket = true;
+            if let Some(inner) = io.get_ref() {
+                let inner: &(dyn StdError + 'static) = inner;
+                if inner.downcast_ref::<rustls::Error>().is_some() {
+                    next = Some(inner);
+                    continue;
+                }
+            }
+        }
+        next = e.source();
+    }
+    if socket { ErrorKind::Transient } else { ErrorKind::Config }
+}
+
+/// The chain in one line, without repeating what an outer message has already said.
+fn chain(e: &(dyn StdError + 'static)) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(e) = next {
+        let inner = e.to_string();
+        if !text.contains(&inner) {
+            let _ = write!(text, ": {inner}");
+        }
+        next = e.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstates_ask_for_the_right_thing() {
+        for (code, kind) in [
+            ("08006", ErrorKind::Transient),
+            ("57P01", ErrorKind::Transient),
+            ("53300", ErrorKind::Transient),
+            ("40001", ErrorKind::Transient),
+            ("40P01", ErrorKind::Transient),
+            ("55P03", ErrorKind::Transient),
+            ("22003", ErrorKind::Rejected),
+            ("23505", ErrorKind::Rejected),
+            ("28P01", ErrorKind::Config),
+            ("42501", ErrorKind::Config),
+            ("3D000", ErrorKind::Config),
+            ("42P01", ErrorKind::Config),
+            ("XX000", ErrorKind::Fatal),
+            ("", ErrorKind::Fatal),
+        ] {
+            assert_eq!(kind_of(code), kind, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_refused_connection_is_transient() {
+        let e = socket(io::Error::from(io::ErrorKind::ConnectionRefused), "cannot connect");
+        assert_eq!(e.kind(), ErrorKind::Transient);
+    }
 }

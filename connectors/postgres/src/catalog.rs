@@ -1,0 +1,124 @@
+//! What the catalog says about published tables.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anabranch_core::{Column, Result, TableName, TableSchema};
+use tokio_postgres::{Client, Row};
+
+use crate::error::classify;
+use crate::types::Types;
+
+/// A published table as it is now.
+#[derive(Debug, Clone)]
+pub(crate) struct CatalogTable {
+    pub(crate) oid: u32,
+    pub(crate) schema: Arc<TableSchema>,
+    /// Type and modifier of each column.
+    pub(crate) types: Vec<(u32, i32)>,
+    /// `pg_class.relreplident`.
+    pub(crate) identity: u8,
+    /// The publication's row filter, as SQL.
+    pub(crate) filter: Option<String>,
+}
+
+impl CatalogTable {
+    /// Whether UPDATE and DELETE of this table fail on the publisher.
+    pub(crate) fn lacks_identity(&self) -> bool {
+        match self.identity {
+            b'f' => false,
+            b'n' => true,
+            _ => self.schema.key.is_empty(),
+        }
+    }
+}
+
+/// The tables of a publication, by name, and the types that they use.
+pub(crate) async fn published(client: &Client, publication: &str) -> Result<(Vec<CatalogTable>, Types)> {
+    let what = |e| classify(e, "cannot read the published tables");
+    let rows = client.query(PUBLISHED, &[&publication]).await.map_err(what)?;
+    let mut types = Types::default();
+    types.load(client, rows.iter().map(|r| r.get::<_, u32>("atttypid"))).await?;
+    let oids: Vec<u32> = rows.iter().map(|r| r.get("oid")).collect();
+    let keys = client.query(KEYS, &[&oids]).await.map_err(what)?;
+    let keys: HashMap<(u32, bool), Vec<i16>> = keys
+        .iter()
+        .flat_map(|r| {
+            let key: Vec<i16> = r.get("key");
+            let (oid, primary, identity): (u32, bool, bool) = (r.get("indrelid"), r.get(1), r.get(2));
+            let primary = primary.then(|| ((oid, true), key.clone()));
+            primary.into_iter().chain(identity.then_some(((oid, false), key)))
+        })
+        .collect();
+    let tables = rows.chunk_by(|a, b| a.get::<_, u32>("oid") == b.get::<_, u32>("oid"));
+    Ok((tables.map(|columns| table(columns, &keys, &types)).collect(), types))
+}
+
+fn table(columns: &[Row], keys: &HashMap<(u32, bool), Vec<i16>>, types: &Types) -> CatalogTable {
+    let first = &columns[0];
+    let (oid, identity): (u32, i8) = (first.get("oid"), first.get("relreplident"));
+    let identity = identity as u8;
+    // FULL sends whole old rows, but the primary key, if there is one, still tells rows apart.
+    let key = keys.get(&(oid, identity != b'i')).filter(|_| identity != b'n');
+    let places = |key: &Vec<i16>| -> Option<Vec<u16>> {
+        key.iter()
+            .map(|attribute| columns.iter().position(|c| c.get::<_, i16>("attnum") == *attribute).map(|p| p as u16))
+            .collect()
+    };
+    CatalogTable {
+        oid,
+        schema: Arc::new(TableSchema {
+            name: TableName::new(first.get::<_, String>("nspname"), first.get::<_, String>("relname")),
+            columns: columns.iter().map(|c| column(c, types)).collect(),
+            // A column list that leaves out a part of the key leaves no key.
+            key: key.and_then(places).unwrap_or_default(),
+        }),
+        types: columns.iter().map(|c| (c.get("atttypid"), c.get("atttypmod"))).collect(),
+        identity,
+        filter: first.get("rowfilter"),
+    }
+}
+
+fn column(row: &Row, types: &Types) -> Column {
+    Column {
+        name: row.get("attname"),
+        data_type: types.data_type(row.get("atttypid"), row.get("atttypmod")),
+        native: row.get("native"),
+        nullable: !row.get::<_, bool>("attnotnull"),
+        generated: row.get::<_, i8>("attgenerated") != 0,
+    }
+}
+
+/// The names of types by oid and modifier, for columns that a relation message describes.
+pub(crate) async fn type_names(client: &Client, types: &[(u32, i32)]) -> Result<Vec<String>> {
+    let (oids, modifiers): (Vec<u32>, Vec<i32>) = types.iter().copied().unzip();
+    let rows = client
+        .query(
+            "SELECT coalesce(pg_catalog.format_type(o, m), '???') \
+             FROM unnest($1::oid[], $2::int4[]) WITH ORDINALITY AS t(o, m, n) ORDER BY n",
+            &[&oids, &modifiers],
+        )
+        .await
+        .map_err(|e| classify(e, "cannot read the names of types"))?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+/// pg_publication_tables honours column lists, generated columns and publish_via_partition_root.
+const PUBLISHED: &str = "
+SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident, p.rowfilter,
+       a.attnum, a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated,
+       pg_catalog.format_type(a.atttypid, a.atttypmod) AS native
+FROM pg_catalog.pg_publication_tables p
+JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+     AND a.attname = ANY (p.attnames)
+WHERE p.pubname = $1
+ORDER BY n.nspname, c.relname, c.oid, a.attnum";
+
+const KEYS: &str = "
+SELECT i.indrelid, i.indisprimary, i.indisreplident,
+       ARRAY(SELECT k FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS t(k, n)
+             WHERE n <= i.indnkeyatts ORDER BY n) AS key
+FROM pg_catalog.pg_index i
+WHERE i.indrelid = ANY ($1) AND i.indisvalid AND (i.indisprimary OR i.indisreplident)";

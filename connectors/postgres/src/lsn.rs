@@ -1,0 +1,132 @@
+//! Log sequence numbers, and how they become positions.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anabranch_core::{Error, Position, Rank, Result, Timestamp};
+
+/// A place in the write-ahead log, as a byte offset. Printed as PostgreSQL prints it: `0/16B3748`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// The prefix of the ranks of the transaction that committed here.
+    pub(crate) fn prefix(self) -> [u8; 8] {
+        self.0.to_be_bytes()
+    }
+
+    /// The position before every transaction whose commit record begins here or later, and after all others.
+    pub(crate) fn as_position(self) -> Position {
+        Position::new(Rank::of_change(&self.prefix(), 0), self.token())
+    }
+
+    /// The position after the transaction with this commit LSN, which ended at `end`.
+    pub(crate) fn after_transaction(self, end: Lsn) -> Position {
+        Position::new(Rank::of_end(&self.prefix()), end.token())
+    }
+
+    /// The position after change `sequence` of the transaction with this commit LSN. Its token is
+    /// `boundary`, the end of the transaction before: replication can only begin at such a place.
+    pub(crate) fn within_transaction(self, sequence: u64, boundary: Lsn) -> Position {
+        Position::new(Rank::of_change(&self.prefix(), sequence), boundary.token())
+    }
+
+    /// Where to begin to resume from this position: its token.
+    pub(crate) fn of_token(position: &Position) -> Result<Lsn> {
+        <[u8; 8]>::try_from(&position.token[..]).map(|b| Lsn(u64::from_be_bytes(b))).map_err(|_| not_ours(position))
+    }
+
+    /// The commit LSN and the number within the transaction that this position's rank names.
+    pub(crate) fn of_rank(position: &Position) -> Result<(Lsn, u64)> {
+        let bytes = position.rank.as_bytes();
+        match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+            (Some(lsn), Some(sequence)) if bytes.len() == 16 => {
+                Ok((Lsn(u64::from_be_bytes(*lsn)), u64::from_be_bytes(*sequence)))
+            }
+            _ => Err(not_ours(position)),
+        }
+    }
+
+    /// Bytes from `earlier` to `self`; 0 if `earlier` is later.
+    pub(crate) fn since(self, earlier: Lsn) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    fn token(self) -> Vec<u8> {
+        self.0.to_be_bytes().to_vec()
+    }
+}
+
+fn not_ours(position: &Position) -> Error {
+    Error::fatal(format!("the stored position {position:?} is not a PostgreSQL position"))
+        .hint("the checkpoint belongs to another kind of source, or is damaged")
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 as u32)
+    }
+}
+
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Lsn {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.split_once('/')
+            .and_then(|(high, low)| {
+                let (high, low) = (u32::from_str_radix(high, 16).ok()?, u32::from_str_radix(low, 16).ok()?);
+                Some(Lsn(u64::from(high) << 32 | u64::from(low)))
+            })
+            .ok_or_else(|| Error::fatal(format!("{text:?} is not a log sequence number")))
+    }
+}
+
+/// Microseconds from 1970 to 2000, where PostgreSQL's clock begins.
+const EPOCH: i64 = 946_684_800_000_000;
+
+/// From microseconds since 2000-01-01, as the replication protocol counts.
+pub(crate) fn from_postgres_time(micros: i64) -> Timestamp {
+    Timestamp::from_micros(micros.saturating_add(EPOCH))
+}
+
+/// To microseconds since 2000-01-01.
+pub(crate) fn to_postgres_time(at: Timestamp) -> i64 {
+    at.as_micros().saturating_sub(EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_and_parses_as_postgres_does() {
+        let lsn: Lsn = "16/B374D848".parse().unwrap();
+        assert_eq!(lsn, Lsn(0x16_B374_D848));
+        assert_eq!(lsn.to_string(), "16/B374D848");
+        assert!("x".parse::<Lsn>().is_err());
+        assert!("1/123456789".parse::<Lsn>().is_err());
+    }
+
+    #[test]
+    fn positions_order_as_the_log_does() {
+        let (first, end, next) = (Lsn(100), Lsn(148), Lsn(148));
+        let ranks = [
+            first.as_position().rank,
+            first.within_transaction(1, Lsn(90)).rank,
+            first.after_transaction(end).rank,
+            end.as_position().rank,
+            next.within_transaction(1, end).rank,
+        ];
+        assert!(ranks.is_sorted_by(|a, b| a < b), "{ranks:?}");
+        assert_eq!(Lsn::of_token(&first.after_transaction(end)).unwrap(), end);
+        assert_eq!(Lsn::of_rank(&first.within_transaction(7, Lsn(90))).unwrap(), (first, 7));
+        assert!(Lsn::of_rank(&Position::default()).is_err());
+        assert!(Lsn::of_token(&Position::default()).is_err());
+    }
+}

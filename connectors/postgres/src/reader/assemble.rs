@@ -1,0 +1,458 @@
+//! From pgoutput's messages to batches, without a socket or a clock.
+
+use std::sync::Arc;
+
+use anabranch_core::{
+    BatchBuilder, ChangeBatch, Error, OldImage, Op, PartitionId, Position, Result, Timestamp, Transaction,
+    TruncateOptions, ValueRef,
+};
+use bytes::Bytes;
+
+use super::relation::{Described, Relation, Relations, Resolved};
+use super::streams::{Replay, Streams};
+use crate::decode::message::{Message, Old, decode};
+use crate::decode::tuple::{Tuple, TupleValue};
+use crate::error::protocol;
+use crate::lsn::Lsn;
+
+/// A batch is cut when it holds this much: large enough to make its fixed costs small, small enough
+/// to bound memory and delay. Bytes.
+pub(crate) const BATCH_BYTES: usize = 1 << 20;
+
+/// A batch is cut at this many changes, however small they are.
+pub(crate) const BATCH_CHANGES: usize = 8192;
+
+/// What a message asks of the caller.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing: go on.
+    Done,
+    /// Ask the catalog, then call [`Assembler::resolved`] before the next message.
+    Describe(Described),
+}
+
+/// Where to begin, and what to leave out.
+#[derive(Debug)]
+pub(crate) struct Start {
+    /// Everything at or before this is left out.
+    pub(crate) position: Position,
+    /// Leave out transactions that were replayed from another server.
+    pub(crate) drop_origins: bool,
+}
+
+/// Builds batches out of messages.
+#[derive(Debug)]
+pub(crate) struct Assembler {
+    relations: Relations,
+    output: Output,
+    /// The place after the last whole transaction, or a later one that the server said to be reached.
+    end: Position,
+    /// The token of `end`.
+    boundary: Lsn,
+    /// The end of the last batch.
+    given: Position,
+    /// Changes at or before this place were given in an earlier run.
+    skip: (Lsn, u64),
+    drop_origins: bool,
+    streams: Streams,
+    /// A streamed transaction that was committed and is now read back.
+    replay: Option<Replay>,
+}
+
+/// The batch being built and the transaction being read.
+#[derive(Debug)]
+struct Output {
+    partition: PartitionId,
+    batch: BatchBuilder,
+    /// The number of the batch, from 1.
+    generation: u64,
+    open: Option<Open>,
+}
+
+/// A transaction that has begun and not ended.
+#[derive(Debug)]
+struct Open {
+    commit_lsn: Lsn,
+    transaction: Transaction,
+    /// Changes read so far, left out ones included: numbers are the same in every run.
+    sequence: u64,
+    /// Changes up to this number were given in an earlier run.
+    skip_through: u64,
+    /// Its piece in this batch is open, and the next change to go into it has this number.
+    piece: Option<(u64, u64)>,
+    /// A piece of it was given, in this batch or an earlier one.
+    begun: bool,
+}
+
+impl Assembler {
+    pub(crate) fn new(partition: PartitionId, relations: Relations, start: Start) -> Result<Self> {
+        let boundary = Lsn::of_token(&start.position)?;
+        let skip = Lsn::of_rank(&start.position)?;
+        let batch = BatchBuilder::new(partition.clone());
+        Ok(Self {
+            relations,
+            output: Output { partition, batch, generation: 1, open: None },
+            end: start.position.clone(),
+            given: start.position,
+            boundary,
+            skip,
+            drop_origins: start.drop_origins,
+            streams: Streams::default(),
+            replay: None,
+        })
+    }
+
+    /// Takes one pgoutput message. While [`Assembler::replay`] has something to do, it comes first.
+    pub(crate) fn apply(&mut self, bytes: &[u8]) -> Result<Step> {
+        let (message, xid) = read(bytes, self.streams.is_open())?;
+        match message {
+            Message::StreamStart { xid, first } => self.streams.start(xid, first)?,
+            Message::StreamStop => self.streams.stop()?,
+            _ if self.streams.is_open() => self.streams.keep(xid, bytes)?,
+            Message::StreamAbort { xid, subxid } => self.streams.abort(xid, subxid),
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
+                self.replay = Some(self.streams.commit(xid, commit_lsn, end_lsn)?);
+                self.begin(commit_lsn, commit_time)?;
+            }
+            message => return self.take_in(message),
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes one message of a streamed transaction that was committed; `None` if there is none.
+    pub(crate) fn replay(&mut self) -> Result<Option<Step>> {
+        let Some(mut replay) = self.replay.take() else { return Ok(None) };
+        let Some(bytes) = replay.next()? else {
+            self.commit(replay.commit_lsn, replay.end_lsn)?;
+            return Ok(Some(Step::Done));
+        };
+        let step = self.take_in(read(bytes, false)?.0)?;
+        self.replay = Some(replay);
+        Ok(Some(step))
+    }
+
+    fn take_in(&mut self, message: Message<'_>) -> Result<Step> {
+        match message {
+            Message::Insert { relation, new } => self.insert(relation, new)?,
+            Message::Update { relation, old, new } => self.update(relation, old, new)?,
+            Message::Delete { relation, old } => self.delete(relation, old)?,
+            Message::Begin { commit_lsn, commit_time } => self.begin(commit_lsn, commit_time)?,
+            Message::Commit { commit_lsn, end_lsn, .. } => self.commit(commit_lsn, end_lsn)?,
+            Message::Origin { name } => self.origin(name)?,
+            Message::Relation(relation) => return self.relation(Described::of(relation)),
+            Message::Truncate { relations, cascade, restart_identity } => {
+                for relation in relations.iter() {
+                    self.truncate(relation, TruncateOptions { cascade, restart_identity })?;
+                }
+            }
+            Message::Logical { transactional: true, prefix, content } => self.logical(prefix, content)?,
+            // It belongs to no transaction and may be sent again or never.
+            Message::Logical { transactional: false, .. } => {}
+            // Types are looked up in the catalog, where there is more about them.
+            Message::Type { .. } => {}
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. } => {
+                return Err(protocol("a stream within a transaction"));
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes the answer to [`Step::Describe`].
+    pub(crate) fn resolved(&mut self, found: Resolved) -> Result<()> {
+        let at = self.at();
+        self.relations.resolved(found, at)
+    }
+
+    /// The server has sent everything that was committed before `wal_end`.
+    pub(crate) fn keepalive(&mut self, wal_end: Lsn) {
+        // Within a transaction the server's place says nothing that could be resumed from. At the
+        // start it is the slot's restart place, which lies before ours.
+        if self.output.open.is_none() && wal_end > self.boundary {
+            self.boundary = wal_end;
+            self.end = wal_end.as_position();
+        }
+    }
+
+    /// Whether the batch is large enough to be cut.
+    pub(crate) fn is_full(&self) -> bool {
+        self.output.batch.len() >= BATCH_CHANGES || self.output.batch.size() >= BATCH_BYTES
+    }
+
+    /// Whether there is something to give.
+    pub(crate) fn has_changes(&self) -> bool {
+        !self.output.batch.is_empty()
+            || self.output.open.as_ref().is_some_and(|o| o.piece.is_some_and(|(g, _)| g == self.output.generation))
+    }
+
+    /// Whether a transaction has begun and not ended.
+    pub(crate) fn in_transaction(&self) -> bool {
+        self.output.open.is_some()
+    }
+
+    /// The place from which replication could begin again without leaving anything out.
+    pub(crate) fn boundary(&self) -> Lsn {
+        self.boundary
+    }
+
+    /// Cuts the batch: what there is so far, or a heartbeat.
+    pub(crate) fn take(&mut self, safe_time: Option<Timestamp>, lag: Option<u64>) -> Result<ChangeBatch> {
+        let next = BatchBuilder::new(self.output.partition.clone());
+        let mut batch = std::mem::replace(&mut self.output.batch, next);
+        self.output.generation += 1;
+        if let Some(lag) = lag {
+            batch.lag_bytes(lag);
+        }
+        let end = match &self.output.open {
+            Some(open) if open.piece.is_some_and(|(generation, _)| generation + 1 == self.output.generation) => {
+                open.commit_lsn.within_transaction(open.sequence, self.boundary)
+            }
+            // A heartbeat within a transaction moves nothing: this lies before what was given of it.
+            _ => self.end.clone(),
+        };
+        if end.rank > self.given.rank {
+            self.given = end;
+        }
+        batch.finish(self.given.clone(), safe_time)
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, commit_time: Timestamp) -> Result<()> {
+        if self.output.open.is_some() {
+            return Err(protocol(format!("a transaction begins at {commit_lsn} within another one")));
+        }
+        let skip_through = match commit_lsn.cmp(&self.skip.0) {
+            std::cmp::Ordering::Less => u64::MAX,
+            std::cmp::Ordering::Equal => self.skip.1,
+            std::cmp::Ordering::Greater => 0,
+        };
+        self.output.open = Some(Open {
+            commit_lsn,
+            transaction: Transaction {
+                rank: Bytes::copy_from_slice(&commit_lsn.prefix()),
+                commit_time: Some(commit_time),
+                ..Transaction::default()
+            },
+            sequence: 0,
+            skip_through,
+            piece: None,
+            begun: false,
+        });
+        Ok(())
+    }
+
+    fn origin(&mut self, name: &str) -> Result<()> {
+        let open = self.output.open.as_mut().ok_or_else(outside)?;
+        if self.drop_origins {
+            open.skip_through = u64::MAX;
+        }
+        // The time is that of the first commit, on the other server and by its clock.
+        open.transaction.commit_time = None;
+        open.transaction.origin = Some(Arc::from(name));
+        Ok(())
+    }
+
+    fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn) -> Result<()> {
+        let open = self.output.open.take().ok_or_else(outside)?;
+        if open.commit_lsn != commit_lsn || end_lsn < commit_lsn {
+            return Err(protocol(format!("the transaction at {} ends at {commit_lsn}", open.commit_lsn)));
+        }
+        let position = commit_lsn.after_transaction(end_lsn);
+        if open.begun {
+            if open.piece.is_none_or(|(generation, _)| generation != self.output.generation) {
+                // Its changes went into earlier batches: an empty piece carries the end.
+                self.output.batch.begin(open.transaction, open.sequence + 1);
+            }
+            self.output.batch.commit(position.clone());
+        }
+        if position.rank > self.end.rank {
+            self.end = position;
+        }
+        self.boundary = self.boundary.max(end_lsn);
+        Ok(())
+    }
+
+    fn relation(&mut self, described: Described) -> Result<Step> {
+        let at = self.at();
+        Ok(match self.relations.describe(described, at)? {
+            Some(unknown) => Step::Describe(unknown),
+            None => Step::Done,
+        })
+    }
+
+    fn at(&self) -> Lsn {
+        self.output.open.as_ref().map_or(self.boundary, |o| o.commit_lsn)
+    }
+
+    fn insert(&mut self, oid: u32, new: Tuple<'_>) -> Result<()> {
+        let relation = known(&mut self.relations, oid)?;
+        if self.output.change(relation, Op::Insert)? {
+            self.output.batch.new_row();
+            self.output.row(relation, new)?;
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, oid: u32, old: Option<Old<'_>>, new: Tuple<'_>) -> Result<()> {
+        let relation = known(&mut self.relations, oid)?;
+        if !self.output.change(relation, Op::Update)? {
+            return Ok(());
+        }
+        let Some(old) = old else {
+            self.output.batch.new_row();
+            return self.output.row(relation, new);
+        };
+        self.output.old_row(relation, old)?;
+        self.output.batch.new_row();
+        check_width(relation, new)?;
+        // A large value that did not change is not sent again, but the old row has it.
+        for (at, (value, before)) in new.values().zip(old.row.values()).enumerate() {
+            let sent_before = old.full || relation.described.columns[at].key;
+            let value = if value == TupleValue::Unchanged && sent_before { before } else { value };
+            self.output.push(relation, at, value)?;
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, oid: u32, old: Old<'_>) -> Result<()> {
+        let relation = known(&mut self.relations, oid)?;
+        if self.output.change(relation, Op::Delete)? {
+            self.output.old_row(relation, old)?;
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, oid: u32, options: TruncateOptions) -> Result<()> {
+        let relation = known(&mut self.relations, oid)?;
+        self.output.change(relation, Op::Truncate(options)).map(drop)
+    }
+
+    fn logical(&mut self, prefix: &str, content: &[u8]) -> Result<()> {
+        if self.output.next_change(None)? {
+            self.output.batch.message(prefix, content);
+        }
+        Ok(())
+    }
+}
+
+impl Output {
+    /// Counts a change of the open transaction and begins it in the batch, unless it is to be left out.
+    fn change(&mut self, relation: &mut Relation, op: Op) -> Result<bool> {
+        if !self.next_change(Some(relation))? {
+            return Ok(false);
+        }
+        let index = self.slot(relation);
+        self.batch.change(op, index);
+        Ok(true)
+    }
+
+    fn next_change(&mut self, relation: Option<&mut Relation>) -> Result<bool> {
+        let open = self.open.as_mut().ok_or_else(outside)?;
+        open.sequence += 1;
+        let copied = relation.as_ref().is_some_and(|r| open.commit_lsn < r.copied_until);
+        if open.sequence <= open.skip_through || copied {
+            return Ok(false);
+        }
+        let sequence = open.sequence;
+        if let Some(relation) = relation.filter(|r| r.announce) {
+            relation.announce = false;
+            // It has the number of the change before it, so that numbers stay the same in a run that
+            // begins later and has nothing to announce.
+            self.begin_piece(sequence - 1);
+            let index = self.slot(relation);
+            self.batch.change(Op::Schema, index);
+            self.begin_piece(sequence);
+        } else if open.piece != Some((self.generation, sequence)) {
+            self.begin_piece(sequence);
+        }
+        if let Some(open) = self.open.as_mut() {
+            open.piece = Some((self.generation, sequence + 1));
+        }
+        Ok(true)
+    }
+
+    fn begin_piece(&mut self, sequence: u64) {
+        if let Some(open) = self.open.as_mut() {
+            open.begun = true;
+            self.batch.begin(open.transaction.clone(), sequence);
+        }
+    }
+
+    fn slot(&mut self, relation: &mut Relation) -> usize {
+        if relation.slot.0 != self.generation {
+            relation.slot = (self.generation, self.batch.schema(&relation.schema));
+        }
+        relation.slot.1
+    }
+
+    fn row(&mut self, relation: &Relation, row: Tuple<'_>) -> Result<()> {
+        check_width(relation, row)?;
+        for (at, value) in row.values().enumerate() {
+            self.push(relation, at, value)?;
+        }
+        Ok(())
+    }
+
+    fn old_row(&mut self, relation: &Relation, old: Old<'_>) -> Result<()> {
+        if old.full {
+            self.batch.old_row(OldImage::Full);
+            return self.row(relation, old.row);
+        }
+        check_width(relation, old.row)?;
+        self.batch.old_row(OldImage::Key);
+        for (at, value) in old.row.values().enumerate() {
+            // Outside the identity NULL means "not sent".
+            let value = if relation.described.columns[at].key { value } else { TupleValue::Unchanged };
+            self.push(relation, at, value)?;
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, relation: &Relation, at: usize, value: TupleValue<'_>) -> Result<()> {
+        self.batch.push(match value {
+            TupleValue::Text(bytes) => match std::str::from_utf8(bytes) {
+                Ok(text) => ValueRef::Text(text),
+                Err(_) => return Err(not_text(relation, at)),
+            },
+            TupleValue::Null => ValueRef::Null,
+            TupleValue::Unchanged => ValueRef::Unchanged,
+            TupleValue::Binary(_) => return Err(protocol("the server sends binary values, which were not asked for")),
+        });
+        Ok(())
+    }
+}
+
+fn read(bytes: &[u8], streaming: bool) -> Result<(Message<'_>, Option<u32>)> {
+    decode(bytes, streaming).map_err(|e| protocol("cannot read a pgoutput message").because(e))
+}
+
+fn known(relations: &mut Relations, oid: u32) -> Result<&mut Relation> {
+    relations.get(oid).ok_or_else(|| protocol(format!("a change of relation {oid}, which was not described")))
+}
+
+fn check_width(relation: &Relation, row: Tuple<'_>) -> Result<()> {
+    if row.len() == relation.schema.columns.len() {
+        return Ok(());
+    }
+    Err(protocol(format!(
+        "a row of {} columns for {}, which has {}",
+        row.len(),
+        relation.schema.name,
+        relation.schema.columns.len()
+    )))
+}
+
+fn not_text(relation: &Relation, at: usize) -> Error {
+    let column = relation.schema.columns.get(at).map_or("?", |c| c.name.as_str());
+    Error::fatal(format!("a value of column {column} of {} is not valid UTF-8", relation.schema.name)).hint(
+        "the database's encoding is probably SQL_ASCII; repair the value, or leave the column out of the publication",
+    )
+}
+
+fn outside() -> Error {
+    protocol("a change outside of any transaction")
+}
+
+#[cfg(test)]
+mod tests;

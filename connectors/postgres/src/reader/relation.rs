@@ -1,0 +1,293 @@
+//! Tables as the stream describes them, and what to do when a description changes.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use anabranch_core::{Column, Error, Result, TableName, TableSchema};
+
+use crate::catalog::{self, CatalogTable};
+use crate::config::SchemaChange;
+use crate::decode::message::Relation as RelationMessage;
+use crate::lsn::Lsn;
+use crate::session::Session;
+use crate::sql;
+
+/// A relation message, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Described {
+    pub(crate) oid: u32,
+    pub(crate) name: TableName,
+    pub(crate) identity: u8,
+    pub(crate) columns: Vec<DescribedColumn>,
+}
+
+/// A column of a relation message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DescribedColumn {
+    pub(crate) name: String,
+    pub(crate) key: bool,
+    pub(crate) type_oid: u32,
+    pub(crate) modifier: i32,
+}
+
+impl Described {
+    pub(crate) fn of(message: RelationMessage<'_>) -> Self {
+        let schema = if message.schema.is_empty() { "pg_catalog" } else { message.schema };
+        Self {
+            oid: message.oid,
+            name: TableName::new(schema, message.name),
+            identity: message.identity,
+            columns: message
+                .columns()
+                .map(|c| DescribedColumn {
+                    name: c.name.to_owned(),
+                    key: c.key,
+                    type_oid: c.type_oid,
+                    modifier: c.type_modifier,
+                })
+                .collect(),
+        }
+    }
+
+    /// Whether this is the table that the catalog has.
+    fn is(&self, table: &CatalogTable) -> bool {
+        self.name == table.schema.name
+            && self.identity == table.identity
+            && self.columns.len() == table.types.len()
+            && self.columns.iter().zip(&table.schema.columns).all(|(a, b)| a.name == b.name)
+            && self.columns.iter().zip(&table.types).all(|(a, b)| (a.type_oid, a.modifier) == *b)
+            && (self.identity == b'f' || self.columns.iter().enumerate().all(|(i, c)| c.key == table.schema.is_key(i)))
+    }
+
+    /// The schema as described. `now` gives what the message leaves out: whether NULL is possible,
+    /// the order of the key, and with full identity the primary key.
+    fn schema(&self, now: Option<&CatalogTable>, names: Vec<String>, types: &crate::types::Types) -> TableSchema {
+        let known = |name: &str| now.and_then(|t| t.schema.columns.iter().find(|c| c.name == name));
+        let columns: Vec<Column> = self
+            .columns
+            .iter()
+            .zip(names)
+            .map(|(c, native)| Column {
+                name: c.name.clone(),
+                data_type: types.data_type(c.type_oid, c.modifier),
+                native,
+                nullable: known(&c.name).is_none_or(|k| k.nullable),
+                generated: known(&c.name).is_some_and(|k| k.generated),
+            })
+            .collect();
+        let place = |name: &str| self.columns.iter().position(|c| c.name == name).map(|p| p as u16);
+        let current: Option<Vec<u16>> = now.and_then(|t| t.schema.key_columns().map(|c| place(&c.name)).collect());
+        let flagged: Vec<u16> = self.columns.iter().enumerate().filter(|(_, c)| c.key).map(|(i, _)| i as u16).collect();
+        let same_columns = |key: &Vec<u16>| key.len() == flagged.len() && key.iter().all(|k| flagged.contains(k));
+        let key = match self.identity {
+            b'f' => current.unwrap_or_default(),
+            _ => current.filter(same_columns).unwrap_or(flagged),
+        };
+        TableSchema { name: self.name.clone(), columns, key }
+    }
+}
+
+/// What the changes of one table refer to.
+#[derive(Debug)]
+pub(crate) struct Relation {
+    pub(crate) described: Described,
+    pub(crate) schema: Arc<TableSchema>,
+    /// Changes of transactions that committed before this are in the table's copy.
+    pub(crate) copied_until: Lsn,
+    /// Its schema changed; the next change is preceded by one that says so.
+    pub(crate) announce: bool,
+    /// Its index in the batch of this number.
+    pub(crate) slot: (u64, usize),
+}
+
+/// A description and the schema that was found for it.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    described: Described,
+    schema: Arc<TableSchema>,
+    /// The catalog described the table so when it was asked.
+    current: bool,
+    /// The table as the catalog has it now.
+    now: Option<CatalogTable>,
+}
+
+/// The tables of a stream.
+#[derive(Debug)]
+pub(crate) struct Relations {
+    by_oid: HashMap<u32, Relation>,
+    /// The tables as they were when the pipeline was checked, by oid.
+    known: HashMap<u32, CatalogTable>,
+    copied_until: HashMap<TableName, Lsn>,
+    policy: SchemaChange,
+}
+
+impl Relations {
+    pub(crate) fn new(
+        known: impl IntoIterator<Item = CatalogTable>,
+        copied_until: HashMap<TableName, Lsn>,
+        policy: SchemaChange,
+    ) -> Self {
+        let known = known.into_iter().map(|t| (t.oid, t)).collect();
+        Self { by_oid: HashMap::new(), known, copied_until, policy }
+    }
+
+    pub(crate) fn get(&mut self, oid: u32) -> Option<&mut Relation> {
+        self.by_oid.get_mut(&oid)
+    }
+
+    /// Takes a description; gives it back if the catalog has to be asked about it.
+    pub(crate) fn describe(&mut self, described: Described, at: Lsn) -> Result<Option<Described>> {
+        if self.by_oid.get(&described.oid).is_some_and(|r| r.described == described) {
+            return Ok(None);
+        }
+        match self.known.get(&described.oid) {
+            Some(known) if described.is(known) => {
+                let schema = Arc::clone(&known.schema);
+                self.resolved(Resolved { described, schema, current: true, now: None }, at)?;
+                Ok(None)
+            }
+            _ => Ok(Some(described)),
+        }
+    }
+
+    /// Takes the schema that was found for a description.
+    pub(crate) fn resolved(&mut self, mut found: Resolved, at: Lsn) -> Result<()> {
+        let before = self
+            .by_oid
+            .get(&found.described.oid)
+            .or_else(|| self.by_oid.values().find(|r| r.schema.name == found.schema.name))
+            .map(|r| Arc::clone(&r.schema));
+        let compared = before.or_else(|| {
+            let known = self.known.get(&found.described.oid)?;
+            // The stream may be behind the catalog: a table that was checked in its present shape first
+            // comes in its older one, and that is no change.
+            let behind = !found.current
+                && found.now.as_ref().is_some_and(|now| now.types == known.types && *now.schema == *known.schema);
+            (!behind).then(|| Arc::clone(&known.schema))
+        });
+        let changed = match &compared {
+            Some(before) if **before == *found.schema => {
+                found.schema = Arc::clone(before);
+                false
+            }
+            Some(before) => {
+                let differences = differences(before, &found.schema);
+                if !differences.is_empty() {
+                    self.consent(&found.schema.name, &differences, at)?;
+                }
+                true
+            }
+            None => false,
+        };
+        // A table that nobody has checked yet announces itself.
+        let new = !self.known.contains_key(&found.described.oid);
+        let copied_until = self.copied_until.get(&found.schema.name).copied().unwrap_or_default();
+        let announce = changed || (new && compared.is_none());
+        let Resolved { described, schema, .. } = found;
+        self.by_oid.insert(described.oid, Relation { described, schema, copied_until, announce, slot: (0, 0) });
+        Ok(())
+    }
+
+    fn consent(&self, table: &TableName, differences: &[Difference], at: Lsn) -> Result<()> {
+        let only_added = differences.iter().all(|d| matches!(d, Difference::Added(_)));
+        match self.policy {
+            SchemaChange::Ignore => return Ok(()),
+            SchemaChange::AddColumns if only_added => return Ok(()),
+            SchemaChange::AddColumns | SchemaChange::Stop => {}
+        }
+        let mut text = String::new();
+        for difference in differences {
+            let _ = write!(text, "{}{difference}", if text.is_empty() { "" } else { ", " });
+        }
+        Err(Error::fatal(format!(
+            "the table {table} changed on the source: {text}. Everything before the transaction at {at} was read"
+        ))
+        .hint(format!(
+            "make the same change to {} in the target and start the pipeline again, which goes on with this \
+             transaction; or set source.on_schema_change to \"add_columns\" or \"ignore\"",
+            sql::table(table)
+        )))
+    }
+}
+
+/// Asks the catalog about a description.
+pub(crate) async fn resolve(session: Session, publication: String, described: Described) -> Result<Resolved> {
+    let client = session.client().await?;
+    let (tables, mut types) = catalog::published(&client, &publication).await?;
+    let now = tables.into_iter().find(|t| t.oid == described.oid);
+    if let Some(table) = now.as_ref().filter(|t| described.is(t)) {
+        let schema = Arc::clone(&table.schema);
+        return Ok(Resolved { described, schema, current: true, now });
+    }
+    types.load(&client, described.columns.iter().map(|c| c.type_oid)).await?;
+    let names: Vec<_> = described.columns.iter().map(|c| (c.type_oid, c.modifier)).collect();
+    let names = catalog::type_names(&client, &names).await?;
+    let schema = Arc::new(described.schema(now.as_ref(), names, &types));
+    Ok(Resolved { described, schema, current: false, now })
+}
+
+/// One way in which a table differs from what it was.
+#[derive(Debug, PartialEq, Eq)]
+enum Difference {
+    Renamed(TableName),
+    Added(String),
+    Dropped(String),
+    Retyped(String, String, String),
+    Key(Vec<String>),
+    Order,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Renamed(from) => write!(f, "it was {from} before"),
+            Self::Added(column) => write!(f, "column {column} was added"),
+            Self::Dropped(column) => write!(f, "column {column} was dropped"),
+            Self::Retyped(column, from, to) => write!(f, "column {column} was {from} and is {to}"),
+            Self::Key(columns) if columns.is_empty() => f.write_str("it has no key any more"),
+            Self::Key(columns) => write!(f, "its key is ({})", columns.join(", ")),
+            Self::Order => f.write_str("its columns stand in another order"),
+        }
+    }
+}
+
+fn differences(before: &TableSchema, after: &TableSchema) -> Vec<Difference> {
+    let mut found = Vec::new();
+    if before.name != after.name {
+        found.push(Difference::Renamed(before.name.clone()));
+    }
+    for column in &before.columns {
+        match after.columns.iter().find(|c| c.name == column.name) {
+            None => found.push(Difference::Dropped(column.name.clone())),
+            Some(c) if c.native != column.native || c.data_type != column.data_type => {
+                found.push(Difference::Retyped(column.name.clone(), column.native.clone(), c.native.clone()));
+            }
+            Some(_) => {}
+        }
+    }
+    for column in after.columns.iter().filter(|c| before.index_of(&c.name).is_none()) {
+        found.push(Difference::Added(format!("{} {}", column.name, column.native)));
+    }
+    let key = |s: &TableSchema| s.key_columns().map(|c| c.name.clone()).collect::<Vec<_>>();
+    if key(before) != key(after) {
+        found.push(Difference::Key(key(after)));
+    }
+    let order = |s: &TableSchema, other: &TableSchema| {
+        s.columns.iter().filter(|c| other.index_of(&c.name).is_some()).map(|c| c.name.clone()).collect::<Vec<_>>()
+    };
+    if order(before, after) != order(after, before) {
+        found.push(Difference::Order);
+    }
+    found
+}
+
+#[cfg(test)]
+impl Resolved {
+    /// As the catalog would have answered, for tests.
+    pub(crate) fn for_test(described: Described) -> Self {
+        let names = described.columns.iter().map(|c| format!("type {}", c.type_oid)).collect();
+        let schema = Arc::new(described.schema(None, names, &crate::types::Types::default()));
+        Self { described, schema, current: true, now: None }
+    }
+}

@@ -1,0 +1,187 @@
+//! The publication and its tables.
+
+use anabranch_core::{Error, ErrorKind, Result, TableName};
+use tokio_postgres::Client;
+
+use crate::error::classify;
+use crate::source::Postgres;
+use crate::sql;
+
+/// Creates the publication if it is missing and that is allowed.
+pub(crate) async fn ensure(source: &Postgres, client: &Client) -> Result<()> {
+    let name = &source.publication;
+    let row = client
+        .query_opt(
+            "SELECT pubinsert, pubupdate, pubdelete, pubtruncate FROM pg_publication WHERE pubname = $1",
+            &[name],
+        )
+        .await
+        .map_err(|e| classify(e, "cannot read pg_publication"))?;
+    if let Some(row) = row {
+        for (at, operation) in ["insert", "update", "delete", "truncate"].iter().enumerate() {
+            if !row.get::<_, bool>(at) {
+                tracing::warn!(publication = %name, operation, "the publication leaves out an operation");
+            }
+        }
+        return Ok(());
+    }
+    let statement = statement(source)?;
+    if !source.create {
+        return Err(Error::config("source.publication", format!("there is no publication {name}")).hint(statement));
+    }
+    if source.tables.is_empty() {
+        let row = client
+            .query_one("SELECT rolsuper, rolname::text FROM pg_roles WHERE rolname = current_user", &[])
+            .await
+            .map_err(|e| classify(e, "cannot read pg_roles"))?;
+        if !row.get::<_, bool>(0) {
+            return Err(Error::config(
+                "source.publication",
+                format!("there is no publication {name}, and only a superuser can create one for all tables"),
+            )
+            .hint(format!("list the tables in source.tables, or let a superuser run: {statement}")));
+        }
+    }
+    check_identities(source, client).await?;
+    client.batch_execute(&statement).await.map_err(|e| {
+        let e = classify(e, &format!("cannot create the publication {name}"));
+        let e = if e.kind() == ErrorKind::Fatal { e.with_kind(ErrorKind::Config) } else { e };
+        e.hint(format!("let the tables' owner, with CREATE on the database, run: {statement}"))
+    })?;
+    tracing::info!(publication = %name, "created the publication");
+    Ok(())
+}
+
+/// `schema.table`, or a table of `public`; double quotes around a part keep its dots.
+fn table_name(text: &str) -> Result<TableName> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    let mut quoted = false;
+    while let Some(c) = chars.next() {
+        let last = parts.len() - 1;
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                parts[last].push('"');
+            }
+            '"' => quoted = !quoted,
+            '.' if !quoted => parts.push(String::new()),
+            c => parts[last].push(c),
+        }
+    }
+    match &parts[..] {
+        [name] if !name.is_empty() && !quoted => Ok(TableName::new("public", name)),
+        [schema, name] if !schema.is_empty() && !name.is_empty() && !quoted => Ok(TableName::new(schema, name)),
+        _ => Err(Error::config("source.tables", format!("{text:?} is not the name of a table"))
+            .hint("write schema.table, with double quotes around a part that has a dot")),
+    }
+}
+
+fn statement(source: &Postgres) -> Result<String> {
+    let name = sql::ident(&source.publication);
+    if source.tables.is_empty() {
+        return Ok(format!("CREATE PUBLICATION {name} FOR ALL TABLES WITH (publish_via_partition_root = true);"));
+    }
+    let tables = source.tables.iter().map(|t| Ok(sql::table(&table_name(t)?))).collect::<Result<Vec<_>>>()?;
+    Ok(format!("CREATE PUBLICATION {name} FOR TABLE {} WITH (publish_via_partition_root = true);", tables.join(", ")))
+}
+
+/// A publication makes UPDATE and DELETE fail on tables that have no identity. The application would notice.
+async fn check_identities(source: &Postgres, client: &Client) -> Result<()> {
+    let (schemas, names): (Vec<_>, Vec<_>) = source
+        .tables
+        .iter()
+        .map(|t| table_name(t).map(|t| (t.schema, t.name)))
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
+    let rows = client
+        .query(LACKING_IDENTITY, &[&schemas, &names])
+        .await
+        .map_err(|e| classify(e, "cannot read the tables' identities"))?;
+    let lacking: Vec<_> = rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let mend: Vec<_> =
+        lacking.iter().map(|t| format!("ALTER TABLE {} REPLICA IDENTITY FULL;", sql::table(t))).collect();
+    Err(Error::config(
+        "source.publication",
+        format!(
+            "publishing {} would make UPDATE and DELETE on it fail: without a primary key the server cannot tell rows apart",
+            lacking.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        ),
+    )
+    .hint(format!("give it a primary key, or run: {}", mend.join(" "))))
+}
+
+const LACKING_IDENTITY: &str = "
+SELECT n.nspname::text, c.relname::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.relreplident <> 'f'
+  AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema'
+  AND (cardinality($1::text[]) = 0
+       OR (n.nspname::text, c.relname::text) IN (SELECT * FROM unnest($1::text[], $2::text[])))
+  AND NOT EXISTS (
+    SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid
+      AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END)
+ORDER BY 1, 2";
+
+/// Whether the tables can be read, and what an operator should know about them.
+pub(crate) async fn check_tables(source: &Postgres, client: &Client, rights: bool) -> Result<()> {
+    let tables = source.catalog().await?;
+    if tables.is_empty() {
+        tracing::warn!(publication = %source.publication, "the publication has no tables");
+    }
+    for table in tables.iter().filter(|t| t.lacks_identity()) {
+        tracing::warn!(
+            table = %table.schema.name,
+            "no identity: UPDATE and DELETE of it fail on the source. Give it a primary key, or run: ALTER TABLE {} REPLICA IDENTITY FULL;",
+            sql::table(&table.schema.name)
+        );
+    }
+    if !rights {
+        return Ok(());
+    }
+    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+    let rows = client
+        .query(
+            "SELECT n.nspname::text, c.relname::text, current_user::text FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1) AND NOT ( \
+               has_schema_privilege(n.oid, 'USAGE') AND (has_table_privilege(c.oid, 'SELECT') \
+                 OR has_any_column_privilege(c.oid, 'SELECT'))) ORDER BY 1, 2",
+            &[&oids],
+        )
+        .await
+        .map_err(|e| classify(e, "cannot check the rights on the tables"))?;
+    let Some(first) = rows.first() else { return Ok(()) };
+    let user = sql::ident(first.get(2));
+    let mut mend = Vec::new();
+    for row in &rows {
+        let (schema, name): (&str, &str) = (row.get(0), row.get(1));
+        let usage = format!("GRANT USAGE ON SCHEMA {} TO {user};", sql::ident(schema));
+        if !mend.contains(&usage) {
+            mend.push(usage);
+        }
+        mend.push(format!("GRANT SELECT ON {} TO {user};", sql::table(&TableName::new(schema, name))));
+    }
+    Err(Error::config("source.publication", format!("the role {user} may not read {} published tables", rows.len()))
+        .hint(mend.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_names_keep_their_case_and_dots() {
+        for (text, schema, name) in
+            [("orders", "public", "orders"), ("shop.Orders", "shop", "Orders"), (r#""a.b"."c""d""#, "a.b", "c\"d")]
+        {
+            assert_eq!(table_name(text).unwrap(), TableName::new(schema, name));
+        }
+        for broken in ["", "a.", ".b", "a.b.c", "\"a"] {
+            assert!(table_name(broken).is_err(), "{broken}");
+        }
+    }
+}

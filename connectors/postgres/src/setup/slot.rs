@@ -1,0 +1,152 @@
+//! The replication slot: what it is, whether it still has what is needed, and how much is left.
+
+use anabranch_core::{Error, Result, RetentionLeft, Timestamp};
+use serde::Deserialize;
+use tokio_postgres::Client;
+
+use crate::error::classify;
+use crate::lsn::Lsn;
+use crate::sql;
+
+/// A row of `pg_replication_slots`. Columns that a version does not have are absent.
+#[derive(Debug, Clone, Deserialize)]
+struct SlotRow {
+    plugin: Option<String>,
+    database: Option<String>,
+    active_pid: Option<i32>,
+    confirmed_flush_lsn: Option<String>,
+    wal_status: Option<String>,
+    /// PostgreSQL 17 and later.
+    invalidation_reason: Option<String>,
+    /// PostgreSQL 16 and later.
+    conflicting: Option<bool>,
+    /// PostgreSQL 17 and later: kept in step with a primary's, by a standby.
+    synced: Option<bool>,
+}
+
+/// A logical slot.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    name: String,
+    plugin: String,
+    database: String,
+    pub(crate) active_pid: Option<i32>,
+    /// Transactions that committed before this are not given any more.
+    pub(crate) confirmed_flush: Lsn,
+    /// Why it cannot be read any more.
+    invalid: Option<String>,
+}
+
+/// Reads a slot; `None` if there is none of this name.
+pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
+    let what = "cannot read pg_replication_slots";
+    let row = client
+        .query_opt("SELECT to_jsonb(s)::text FROM pg_replication_slots s WHERE slot_name = $1", &[&name])
+        .await
+        .map_err(|e| classify(e, what))?;
+    let Some(row) = row else { return Ok(None) };
+    let row: SlotRow = serde_json::from_str(row.get(0)).map_err(|e| Error::fatal(what).because(e))?;
+    let lost = row.wal_status.as_deref() == Some("lost") || row.conflicting == Some(true);
+    let invalid = row.invalidation_reason.clone().or_else(|| lost.then(|| "wal_removed".to_owned()));
+    if row.synced == Some(true) {
+        return Err(Error::config("source.url", format!("the slot {name} is a standby's copy of the primary's"))
+            .hint("connect to the primary, or promote this standby"));
+    }
+    Ok(Some(Slot {
+        name: name.to_owned(),
+        plugin: row.plugin.unwrap_or_default(),
+        database: row.database.unwrap_or_default(),
+        active_pid: row.active_pid,
+        confirmed_flush: match (row.confirmed_flush_lsn, &invalid) {
+            (Some(lsn), _) => lsn.parse()?,
+            (None, Some(_)) => Lsn::default(),
+            (None, None) => return Err(Error::transient(format!("the slot {name} is being created"))),
+        },
+        invalid,
+    }))
+}
+
+impl Slot {
+    /// Whether it is ours to read, and readable.
+    pub(crate) fn check(&self, database: &str) -> Result<()> {
+        let name = &self.name;
+        if let Some(reason) = &self.invalid {
+            let why = match reason.as_str() {
+                "wal_removed" => "it held back more log than max_slot_wal_keep_size allows".to_owned(),
+                "idle_timeout" => "it was idle for longer than idle_replication_slot_timeout".to_owned(),
+                "rows_removed" => "rows of the catalog that it needs were removed".to_owned(),
+                "wal_level_insufficient" => "wal_level was set below logical".to_owned(),
+                other => other.to_owned(),
+            };
+            return Err(Error::fatal(format!(
+                "the server has invalidated the slot {name}: {why}. The changes that it had not given yet are lost to it"
+            ))
+            .hint(format!(
+                "drop it and copy the tables again: SELECT pg_drop_replication_slot({}); then start the pipeline \
+                 anew with a fresh checkpoint. Raise the limit first",
+                sql::literal(name)
+            )));
+        }
+        if self.plugin != "pgoutput" {
+            return Err(Error::config(
+                "source.slot",
+                format!("{name} uses the plugin {:?}, not pgoutput", self.plugin),
+            )
+            .hint("name another slot: it is created"));
+        }
+        if self.database != database {
+            return Err(Error::config(
+                "source.slot",
+                format!("{name} belongs to the database {}, and source.url names {database}", self.database),
+            )
+            .hint("name another slot, or the slot's database"));
+        }
+        Ok(())
+    }
+
+    /// Whether everything after `from` is still to come.
+    pub(crate) fn check_reaches(&self, from: Option<Lsn>) -> Result<()> {
+        let Some(from) = from.filter(|from| self.confirmed_flush > *from) else { return Ok(()) };
+        Err(Error::fatal(format!(
+            "the slot {} begins at {}, and this pipeline has applied the changes through {from}: those between were \
+             consumed by somebody else, or the slot was created anew. They cannot be read any more",
+            self.name, self.confirmed_flush
+        ))
+        .hint("find out who else reads this slot; then copy the tables again with a fresh checkpoint, or compare and repair"))
+    }
+}
+
+/// There is no such slot, though there should be.
+pub(crate) fn missing(name: &str, from: Option<Lsn>) -> Error {
+    match from {
+        Some(from) => Error::fatal(format!(
+            "the slot {name} does not exist any more. This pipeline has applied the changes through {from}; later ones \
+             that were made while there was no slot cannot be read"
+        ))
+        .hint("it was dropped, or a standby without it was promoted; copy the tables again with a fresh checkpoint"),
+        None => Error::config("source.slot", format!("there is no slot {name}"))
+            .hint(format!("SELECT pg_create_logical_replication_slot({}, 'pgoutput');", sql::literal(name))),
+    }
+}
+
+/// How much log the server keeps for the slot, and how much more it would.
+pub(crate) async fn retention(client: &Client, name: &str) -> Result<RetentionLeft> {
+    let row = client
+        .query_opt(
+            "SELECT (pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
+                                          ELSE pg_current_wal_lsn() END, restart_lsn))::int8, \
+                    safe_wal_size, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 \
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await
+        .map_err(|e| classify(e, "cannot read pg_replication_slots"))?
+        .ok_or_else(|| missing(name, None))?;
+    let bytes = |at: usize| row.get::<_, Option<i64>>(at).map(|v| u64::try_from(v).unwrap_or(0));
+    Ok(RetentionLeft {
+        held_bytes: bytes(0),
+        bytes: bytes(1),
+        seconds: None,
+        at: Some(Timestamp::from_micros(row.get(2))),
+    })
+}

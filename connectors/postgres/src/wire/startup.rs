@@ -1,0 +1,178 @@
+//! The start of a session: parameters and authentication.
+
+use anabranch_core::{Error, ErrorKind, Result};
+use bytes::BytesMut;
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::{backend, frontend};
+use tokio_postgres::config::ChannelBinding as Demand;
+
+use super::{Connection, server_error, stream};
+use crate::connect::Endpoint;
+use crate::error::protocol;
+
+/// Settings under which every type prints its canonical text (see `anabranch_core::DataType`), and
+/// none ends a session that does what it should.
+/// `wal_sender_timeout` is the administrator's, and stays.
+pub(crate) const CANONICAL: &[(&str, &str)] = &[
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "3"),
+    ("lc_monetary", "C"),
+    // A copy may take hours, and a connection that holds a snapshot is idle in its transaction.
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("idle_session_timeout", "0"),
+];
+
+/// Kinds of AuthenticationRequest (the protocol's manual, "Message Formats").
+mod request {
+    pub(super) const OK: u32 = 0;
+    pub(super) const CLEARTEXT: u32 = 3;
+    pub(super) const MD5: u32 = 5;
+    pub(super) const SASL: u32 = 10;
+    pub(super) const SASL_CONTINUE: u32 = 11;
+    pub(super) const SASL_FINAL: u32 = 12;
+}
+
+pub(super) async fn open(endpoint: &Endpoint, application_name: &str) -> Result<Connection> {
+    let connected = stream::connect(endpoint).await?;
+    if endpoint.config().get_channel_binding() == Demand::Require {
+        return Err(Error::config(endpoint, "channel_binding=require is not possible on a replication connection")
+            .hint("use sslmode=verify-full, which authenticates the server by its certificate"));
+    }
+    let mut connection = Connection::new(connected.stream);
+    let handshake = handshake(&mut connection, endpoint, application_name, connected.encrypted);
+    let limit = endpoint.config().get_connect_timeout().copied().unwrap_or(std::time::Duration::from_secs(15));
+    match tokio::time::timeout(limit, handshake).await {
+        Ok(done) => done.map(|()| connection),
+        Err(_) => Err(Error::transient(format!("cannot log in to {endpoint}: no answer in {limit:?}"))),
+    }
+}
+
+async fn handshake(
+    connection: &mut Connection,
+    endpoint: &Endpoint,
+    application_name: &str,
+    encrypted: bool,
+) -> Result<()> {
+    let what = format!("cannot log in to {endpoint}");
+    let options = options(endpoint.config().get_options());
+    let parameters = [
+        ("user", endpoint.user()),
+        ("database", endpoint.database()),
+        ("replication", "database"),
+        ("application_name", endpoint.config().get_application_name().unwrap_or(application_name)),
+        ("client_encoding", "UTF8"),
+        ("options", &options),
+    ];
+    connection.send(|out| frontend::startup_message(parameters, out))?;
+    let mut scram = None;
+    loop {
+        let (tag, body) = connection.read_message().await?;
+        match tag {
+            backend::AUTHENTICATION_TAG => {
+                let body = connection.inbox.body(body);
+                let mut answer = BytesMut::new();
+                authenticate(endpoint, body, &mut scram, encrypted, &mut answer)
+                    .map_err(|e| e.context(what.clone()))?;
+                connection.outbox.extend_from_slice(&answer);
+            }
+            backend::ERROR_RESPONSE_TAG => {
+                return Err(mend(server_error(connection.inbox.body(body)).into_error(&what), endpoint));
+            }
+            backend::READY_FOR_QUERY_TAG => return Ok(()),
+            // Parameters, the cancellation key and notices.
+            _ => {}
+        }
+    }
+}
+
+/// The commonest refusals, with what to write where.
+fn mend(error: Error, endpoint: &Endpoint) -> Error {
+    let text = error.to_string();
+    let user = endpoint.user();
+    if text.contains("no pg_hba.conf entry") {
+        return error.hint(format!(
+            "add to pg_hba.conf and reload:  host  {}  {user}  samenet  scram-sha-256",
+            endpoint.database()
+        ));
+    }
+    if text.contains("must be superuser or replication role") || text.contains("permission denied to start WAL sender")
+    {
+        return error.hint(format!("ALTER ROLE {} REPLICATION;", crate::sql::ident(user)));
+    }
+    error
+}
+
+fn options(own: Option<&str>) -> String {
+    let mut text = own.map(|o| format!("{o} ")).unwrap_or_default();
+    for (name, value) in CANONICAL {
+        text.push_str(&format!("-c {name}={value} "));
+    }
+    text
+}
+
+fn authenticate(
+    endpoint: &Endpoint,
+    body: &[u8],
+    scram: &mut Option<ScramSha256>,
+    encrypted: bool,
+    out: &mut BytesMut,
+) -> Result<()> {
+    let (kind, rest) = body.split_first_chunk::<4>().ok_or_else(|| protocol("a broken authentication request"))?;
+    let password = || {
+        endpoint.config().get_password().ok_or_else(|| {
+            Error::new(ErrorKind::Config, "the server asks for a password and none is configured")
+                .hint("set password, or write it into the URL")
+        })
+    };
+    let io = |e: std::io::Error| Error::new(ErrorKind::Config, "authentication failed").because(e);
+    match u32::from_be_bytes(*kind) {
+        request::OK if scram.is_some() => Err(protocol("the server ended SCRAM without proving that it knows us")),
+        request::OK => Ok(()),
+        request::CLEARTEXT => {
+            if !encrypted && endpoint.config().get_hosts().iter().any(|h| !is_local(h)) {
+                tracing::warn!(%endpoint, "the password travels unencrypted: use sslmode=verify-full or scram-sha-256");
+            }
+            frontend::password_message(password()?, out).map_err(io)
+        }
+        request::MD5 => {
+            let salt = rest.first_chunk::<4>().ok_or_else(|| protocol("a broken authentication request"))?;
+            let hash = md5_hash(endpoint.user().as_bytes(), password()?, *salt);
+            frontend::password_message(hash.as_bytes(), out).map_err(io)
+        }
+        request::SASL => {
+            if !rest.split(|b| *b == 0).any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                return Err(Error::new(ErrorKind::Config, "the server offers no SCRAM-SHA-256"));
+            }
+            let state = scram.insert(ScramSha256::new(password()?, ChannelBinding::unsupported()));
+            frontend::sasl_initial_response(SCRAM_SHA_256, state.message(), out).map_err(io)
+        }
+        request::SASL_CONTINUE => {
+            let state = scram.as_mut().ok_or_else(|| protocol("SASL goes on before it began"))?;
+            state.update(rest).map_err(io)?;
+            frontend::sasl_response(state.message(), out).map_err(io)
+        }
+        request::SASL_FINAL => {
+            // Also proves that the server knows the password's verifier.
+            scram.take().ok_or_else(|| protocol("SASL ends before it began"))?.finish(rest).map_err(io)
+        }
+        other => Err(Error::new(
+            ErrorKind::Config,
+            format!("the server asks for authentication method {other}, which is not supported"),
+        )
+        .hint("use scram-sha-256, md5, password or cert in pg_hba.conf")),
+    }
+}
+
+fn is_local(host: &tokio_postgres::config::Host) -> bool {
+    match host {
+        tokio_postgres::config::Host::Unix(_) => true,
+        tokio_postgres::config::Host::Tcp(name) => {
+            name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback())
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The socket under a replication connection: TCP, Unix, with or without TLS.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anabranch_core::{Error, Result};
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::config::{Host, SslNegotiation};
+use tokio_rustls::TlsConnector;
+
+use crate::connect::{Endpoint, port};
+use crate::error::socket;
+use crate::tls::SslMode;
+
+/// Bytes both ways.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
+
+/// A connected socket, and whether it is encrypted.
+pub(crate) struct Connected {
+    pub(crate) stream: Box<dyn Stream>,
+    pub(crate) encrypted: bool,
+}
+
+/// Connects to the first of the endpoint's hosts that answers.
+pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Connected> {
+    let config = endpoint.config();
+    let hosts = config.get_hosts();
+    let addresses = config.get_hostaddrs();
+    let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(15));
+    let mut failure = None;
+    for at in 0..hosts.len().max(addresses.len()) {
+        let attempt = one(endpoint, hosts.get(at), addresses.get(at).map(ToString::to_string), at);
+        match tokio::time::timeout(limit, attempt).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(e)) => failure = Some(e),
+            Err(_) => {
+                failure = Some(Error::transient(format!("cannot connect to {endpoint}: no answer in {limit:?}")));
+            }
+        }
+    }
+    Err(failure.unwrap_or_else(|| Error::config(endpoint, "names no host")))
+}
+
+async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, at: usize) -> Result<Connected> {
+    let port = port(endpoint.config().get_ports(), at);
+    let what = format!("cannot connect to {endpoint}");
+    let name = match host {
+        Some(Host::Unix(folder)) => {
+            let path = folder.join(format!(".s.PGSQL.{port}"));
+            let stream = UnixStream::connect(&path)
+                .await
+                .map_err(|e| socket(e, &format!("cannot connect to {}", path.display())))?;
+            return Ok(Connected { stream: Box::new(stream), encrypted: false });
+        }
+        Some(Host::Tcp(name)) => name.clone(),
+        None => address.clone().unwrap_or_default(),
+    };
+    let stream = TcpStream::connect((address.as_deref().unwrap_or(&name), port)).await.map_err(|e| socket(e, &what))?;
+    stream.set_nodelay(true).map_err(|e| socket(e, &what))?;
+    match endpoint.tls() {
+        None => Ok(Connected { stream: Box::new(stream), encrypted: false }),
+        Some(tls) => negotiate(endpoint, stream, &name, tls, &what).await,
+    }
+}
+
+/// Asks for TLS (the protocol's manual, "SSL Session Encryption").
+async fn negotiate(
+    endpoint: &Endpoint,
+    mut stream: TcpStream,
+    name: &str,
+    tls: &Arc<ClientConfig>,
+    what: &str,
+) -> Result<Connected> {
+    let direct = endpoint.config().get_ssl_negotiation() == SslNegotiation::Direct;
+    if !direct {
+        let mut request = BytesMut::new();
+        frontend::ssl_request(&mut request);
+        stream.write_all(&request).await.map_err(|e| socket(e, what))?;
+        // Exactly one byte: anything after it would be plain text that the server could not have meant.
+        let answer = stream.read_u8().await.map_err(|e| socket(e, what))?;
+        if answer != b'S' {
+            if endpoint.ssl_mode() == SslMode::Prefer {
+                return Ok(Connected { stream: Box::new(stream), encrypted: false });
+            }
+            return Err(Error::config(what, "the server does not speak TLS")
+                .hint("set ssl=on on the server, or add sslmode=disable to the URL if the network is trusted"));
+        }
+    }
+    let server = ServerName::try_from(name.to_owned())
+        .map_err(|e| Error::config(what, format!("{name} is not a host name that TLS can check")).because(e))?;
+    let mut config = ClientConfig::clone(tls);
+    if direct {
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+    }
+    let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(|e| socket(e, what))?;
+    Ok(Connected { stream: Box::new(stream), encrypted: true })
+}

@@ -1,0 +1,544 @@
+//! The change stream, against real servers.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anabranch_core::*;
+use anabranch_postgres::{Postgres, SchemaChange};
+use support::{BOTH, PgServer, PgVersion, start};
+
+fn source(server: &PgServer) -> Postgres {
+    Postgres::new(server.url("postgres")).publication("pub").slot("slot")
+}
+
+async fn open(source: &Postgres, from: Option<Position>) -> Box<dyn ChangeReader> {
+    let partitions = source.partitions().await.unwrap();
+    source.open(&partitions[0], &StartFrom { position: from, snapshots: BTreeMap::new() }).await.unwrap()
+}
+
+async fn prepared(server: &PgServer) -> Postgres {
+    let source = source(server);
+    source.prepare(None).await.unwrap();
+    Source::tables(&source).await.unwrap();
+    source
+}
+
+async fn next(reader: &mut Box<dyn ChangeReader>) -> Result<ChangeBatch> {
+    match tokio::time::timeout(Duration::from_secs(20), reader.next()).await.expect("no heartbeat") {
+        Ok(Next::Batch(batch)) => Ok(batch),
+        Ok(other) => panic!("{other:?}"),
+        Err(e) => Err(e),
+    }
+}
+
+fn value(v: ValueRef<'_>) -> String {
+    match v {
+        ValueRef::Text(t) => t.to_owned(),
+        ValueRef::Null => "NULL".into(),
+        ValueRef::Unchanged => "~".into(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn line(change: ChangeRef<'_>) -> String {
+    let row = |row: Option<RowRef<'_>>| {
+        row.map_or(String::new(), |r| {
+            let values: Vec<_> = r
+                .values()
+                .map(|v| {
+                    let v = value(v);
+                    if v.len() > 40 { format!("<{}>", v.len()) } else { v }
+                })
+                .collect();
+            format!("({})", values.join(","))
+        })
+    };
+    if let Some((prefix, content)) = change.message() {
+        return format!("message {prefix} {}", String::from_utf8_lossy(content));
+    }
+    let table = &change.schema().name;
+    match change.op() {
+        Op::Insert => format!("+{table}{}", row(change.new_row())),
+        Op::Update => format!("*{table}{:?}{}->{}", change.old_image(), row(change.old_row()), row(change.new_row())),
+        Op::Delete => format!("-{table}{:?}{}", change.old_image(), row(change.old_row())),
+        Op::Truncate(o) => format!("truncate {table} {} {}", o.cascade, o.restart_identity),
+        Op::Schema => format!("schema {table}"),
+        Op::Message => unreachable!(),
+    }
+}
+
+/// Reads until `count` transactions ended: their changes as text, and the position after each.
+async fn transactions(reader: &mut Box<dyn ChangeReader>, count: usize) -> Result<Vec<(Vec<String>, Position)>> {
+    let (mut done, mut open) = (Vec::new(), Vec::new());
+    let mut ranks = Vec::new();
+    while done.len() < count {
+        let batch = next(reader).await?;
+        for piece in batch.pieces() {
+            for i in piece.changes.clone() {
+                let change = batch.change(i as usize);
+                open.push(line(change));
+                if change.op() != Op::Schema {
+                    ranks.push(change.rank());
+                }
+            }
+            if let Some(end) = &piece.end {
+                ranks.push(end.rank.clone());
+                done.push((std::mem::take(&mut open), end.clone()));
+            }
+        }
+        ranks.push(batch.end().rank.clone());
+    }
+    assert!(ranks.is_sorted(), "{ranks:?}");
+    Ok(done)
+}
+
+async fn changes(reader: &mut Box<dyn ChangeReader>, count: usize) -> Vec<Vec<String>> {
+    transactions(reader, count).await.unwrap().into_iter().map(|(c, _)| c).collect()
+}
+
+#[tokio::test]
+async fn rows_images_and_unchanged_values() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute(
+            r#"CREATE TABLE d (id int PRIMARY KEY, note text, big text);
+               ALTER TABLE d ALTER big SET STORAGE EXTERNAL;
+               CREATE TABLE f (id int PRIMARY KEY, note text, big text);
+               ALTER TABLE f ALTER big SET STORAGE EXTERNAL;
+               ALTER TABLE f REPLICA IDENTITY FULL;
+               CREATE TABLE i (id int PRIMARY KEY, code text NOT NULL, note text);
+               CREATE UNIQUE INDEX i_code ON i (code);
+               ALTER TABLE i REPLICA IDENTITY USING INDEX i_code;
+               CREATE TABLE n (a int, b text);
+               ALTER TABLE n REPLICA IDENTITY FULL;
+               CREATE SCHEMA "Mixed Case";
+               CREATE TABLE "Mixed Case"."Or""ders" ("Id" int PRIMARY KEY, "no te" text);
+               CREATE TABLE bigkey (k text PRIMARY KEY, v int);
+               ALTER TABLE bigkey ALTER k SET STORAGE EXTERNAL;"#,
+        )
+        .await
+        .unwrap();
+        let source = prepared(&server).await;
+        let mut reader = open(&source, None).await;
+        sql.batch_execute(
+            r#"BEGIN;
+               INSERT INTO d VALUES (1, NULL, repeat('x', 5000)), (2, '', 'small');
+               UPDATE d SET note = 'b' WHERE id = 1;
+               UPDATE d SET id = 3 WHERE id = 1;
+               DELETE FROM d WHERE id = 3;
+               COMMIT;
+               BEGIN;
+               INSERT INTO f VALUES (1, NULL, repeat('y', 5000));
+               UPDATE f SET note = 'b';
+               DELETE FROM f;
+               COMMIT;
+               BEGIN;
+               INSERT INTO i VALUES (1, 'one', 'n');
+               UPDATE i SET note = 'm';
+               UPDATE i SET code = 'two';
+               DELETE FROM i;
+               COMMIT;
+               BEGIN;
+               INSERT INTO n VALUES (1, 'ü'), (1, 'ü');
+               UPDATE n SET a = 2 WHERE ctid = '(0,1)';
+               COMMIT;
+               BEGIN;
+               INSERT INTO "Mixed Case"."Or""ders" VALUES (7, E'tab\t''quote');
+               TRUNCATE d, f RESTART IDENTITY CASCADE;
+               SELECT pg_logical_emit_message(true, 'pre', 'content');
+               SELECT pg_logical_emit_message(false, 'pre', 'not transactional');
+               COMMIT;
+               BEGIN;
+               INSERT INTO bigkey VALUES (repeat('k', 2500), 1);
+               UPDATE bigkey SET v = 2;
+               COMMIT;"#,
+        )
+        .await
+        .unwrap();
+        let got = changes(&mut reader, 6).await;
+        assert_eq!(
+            got[0],
+            [
+                "+public.d(1,NULL,<5000>)",
+                "+public.d(2,,small)",
+                "*public.dNone->(1,b,~)",
+                "*public.dKey(1,~,~)->(3,b,~)",
+                "-public.dKey(3,~,~)",
+            ],
+            "{version:?}"
+        );
+        assert_eq!(
+            got[1],
+            ["+public.f(1,NULL,<5000>)", "*public.fFull(1,NULL,<5000>)->(1,b,<5000>)", "-public.fFull(1,b,<5000>)",]
+        );
+        assert_eq!(
+            got[2],
+            [
+                "+public.i(1,one,n)",
+                "*public.iNone->(1,one,m)",
+                "*public.iKey(~,one,~)->(1,two,m)",
+                "-public.iKey(~,two,~)",
+            ]
+        );
+        assert_eq!(got[3], ["+public.n(1,ü)", "+public.n(1,ü)", "*public.nFull(1,ü)->(2,ü)"]);
+        assert_eq!(got[4][0], "+Mixed Case.Or\"ders(7,tab\t'quote)");
+        assert_eq!(got[4].len(), 4, "{:?}", got[4]);
+        assert!(got[4].contains(&"truncate public.d true true".to_owned()));
+        assert!(got[4].contains(&"message pre content".to_owned()));
+        assert_eq!(got[5][1], "*public.bigkeyKey(<2500>,~)->(<2500>,2)");
+
+        let tables = Source::tables(&source).await.unwrap();
+        let key = |name: &str| {
+            let t = tables.iter().find(|t| t.name.name == name).unwrap();
+            t.key_columns().map(|c| c.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!((key("d"), key("f"), key("i")), (vec!["id".into()], vec!["id".into()], vec!["code".to_owned()]));
+        assert_eq!(key("n"), Vec::<String>::new());
+        reader.close().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn reading_goes_on_after_the_last_transaction() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+        let source = prepared(&server).await;
+        let mut reader = open(&source, None).await;
+        for id in 1..=4 {
+            sql.execute("INSERT INTO t VALUES ($1)", &[&id]).await.unwrap();
+        }
+        let first = transactions(&mut reader, 2).await.unwrap();
+        // Dropped, not closed: the server may still hold the slot for a moment.
+        drop(reader);
+        let after = first[1].1.clone();
+        assert!(source.describe(&after).contains('/'));
+        let partitions = source.partitions().await.unwrap();
+        let from = StartFrom { position: Some(after.clone()), snapshots: BTreeMap::new() };
+        let mut reader = loop {
+            match source.open(&partitions[0], &from).await {
+                Ok(reader) => break reader,
+                Err(e) => assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}"),
+            }
+        };
+        assert_eq!(changes(&mut reader, 2).await, [["+public.t(3)"], ["+public.t(4)"]]);
+        // The same from within a transaction: what was given is not given again.
+        drop(reader);
+        sql.batch_execute("INSERT INTO t SELECT generate_series(10, 14)").await.unwrap();
+        let mut reader = reopen(&source, Some(after.clone())).await;
+        let all = transactions(&mut reader, 3).await.unwrap();
+        let end = &all[2].1;
+        let prefix = end.rank.as_bytes()[..8].to_vec();
+        let within = Position::new(Rank::of_change(&prefix, 3), after.token.clone());
+        drop(reader);
+        let mut reader = reopen(&source, Some(within)).await;
+        assert_eq!(changes(&mut reader, 1).await, [["+public.t(13)", "+public.t(14)"]]);
+    }
+}
+
+async fn reopen(source: &Postgres, from: Option<Position>) -> Box<dyn ChangeReader> {
+    let partitions = source.partitions().await.unwrap();
+    let from = StartFrom { position: from, snapshots: BTreeMap::new() };
+    loop {
+        match source.open(&partitions[0], &from).await {
+            Ok(reader) => return reader,
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_idle_source_advances() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int)").await.unwrap();
+        let source = source(&server).tables(["t"]);
+        source.prepare(None).await.unwrap();
+        let mut reader = open(&source, None).await;
+        // Only an unpublished table writes.
+        sql.batch_execute("INSERT INTO other SELECT generate_series(1, 50000)").await.unwrap();
+        let row = sql
+            .query_one("SELECT pg_current_wal_lsn()::text, (extract(epoch from clock_timestamp())*1000000)::int8", &[])
+            .await
+            .unwrap();
+        let written: anabranch_postgres::Lsn = row.get::<_, &str>(0).parse().unwrap();
+        let at = Timestamp::from_micros(row.get(1));
+        let mut acknowledged = Position::default();
+        for _ in 0..30 {
+            let batch = next(&mut reader).await.unwrap();
+            assert!(batch.is_empty());
+            assert!(batch.end().rank >= acknowledged.rank);
+            acknowledged = batch.end().clone();
+            reader.acknowledge(Some(&acknowledged)).await.unwrap();
+            if batch.safe_time().is_some_and(|t| t > at) {
+                assert!(batch.lag_bytes().is_some());
+                break;
+            }
+        }
+        let flushed = || async {
+            let row = sql.query_one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots", &[]).await.unwrap();
+            row.get::<_, &str>(0).parse::<anabranch_postgres::Lsn>().unwrap()
+        };
+        let mut rounds = 0;
+        while flushed().await < written {
+            next(&mut reader).await.unwrap();
+            rounds += 1;
+            assert!(rounds < 10, "{version:?}: the slot stands at {} before {written}", flushed().await);
+        }
+        // A marker on an idle source is reached.
+        let marked = source.marker().unwrap().mark().await.unwrap();
+        let marker = marked.values().next().unwrap();
+        let mut rounds = 0;
+        while next(&mut reader).await.unwrap().end().rank < marker.rank {
+            rounds += 1;
+            assert!(rounds < 10);
+        }
+        let left = source.retention().unwrap().left().await.unwrap();
+        assert!(left.held_bytes.is_some() && left.at.is_some());
+    }
+}
+
+#[tokio::test]
+async fn filters_lists_and_partitions() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute(
+            "CREATE TABLE filtered (id int PRIMARY KEY, v int);
+             ALTER TABLE filtered REPLICA IDENTITY FULL;
+             CREATE TABLE listed (id int PRIMARY KEY, shown text, hidden text);
+             CREATE TABLE parts (id int, at date, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
+             CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+             CREATE TABLE parts_2 PARTITION OF parts FOR VALUES FROM ('2021-01-01') TO ('2022-01-01');
+             CREATE PUBLICATION pub FOR TABLE filtered WHERE (v > 10), TABLE listed (id, shown), TABLE parts
+               WITH (publish_via_partition_root = true)",
+        )
+        .await
+        .unwrap();
+        let source = prepared(&server).await;
+        let tables = Source::tables(&source).await.unwrap();
+        let names: Vec<_> = tables.iter().map(|t| t.name.to_string()).collect();
+        assert_eq!(names, ["public.filtered", "public.listed", "public.parts"]);
+        assert_eq!(tables[1].columns.len(), 2);
+        assert_eq!(tables[2].key, [1, 0], "key order is that of the index");
+        let mut reader = open(&source, None).await;
+        sql.batch_execute(
+            "BEGIN;
+             INSERT INTO filtered VALUES (1, 5), (2, 20);
+             UPDATE filtered SET v = 30 WHERE id = 1;
+             UPDATE filtered SET v = 1 WHERE id = 2;
+             INSERT INTO listed VALUES (1, 's', 'h');
+             INSERT INTO parts VALUES (1, '2020-05-05'), (2, '2021-05-05');
+             UPDATE parts SET at = '2021-06-06' WHERE id = 1;
+             COMMIT",
+        )
+        .await
+        .unwrap();
+        let got = changes(&mut reader, 1).await.remove(0);
+        assert_eq!(
+            got,
+            [
+                "+public.filtered(2,20)",
+                "+public.filtered(1,30)",
+                "-public.filteredFull(2,20)",
+                "+public.listed(1,s)",
+                "+public.parts(1,2020-05-05)",
+                "+public.parts(2,2021-05-05)",
+                "-public.partsKey(1,2020-05-05)",
+                "+public.parts(1,2021-06-06)",
+            ],
+            "{version:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_changed_table_stops_exactly_before_the_change() {
+    let Some(server) = start(PgVersion::V15, &[]) else { return };
+    let sql = server.client().await;
+    sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
+    let source = prepared(&server).await;
+    let mut reader = open(&source, None).await;
+    sql.batch_execute("INSERT INTO t VALUES (1, 'a')").await.unwrap();
+    sql.batch_execute("ALTER TABLE t ADD n numeric(10,2)").await.unwrap();
+    sql.batch_execute("INSERT INTO t VALUES (2, 'b', 1.5)").await.unwrap();
+    let first = transactions(&mut reader, 1).await.unwrap();
+    assert_eq!(first[0].0, ["+public.t(1,a)"]);
+    let e = transactions(&mut reader, 1).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Fatal);
+    assert!(e.to_string().contains("public.t") && e.to_string().contains("n numeric(10,2)"), "{e}");
+    assert!(e.to_string().contains("on_schema_change"), "{e}");
+    drop(reader);
+    // Started again, it goes on with the changed table.
+    Source::tables(&source).await.unwrap();
+    let mut reader = reopen(&source, Some(first[0].1.clone())).await;
+    assert_eq!(changes(&mut reader, 1).await, [["+public.t(2,b,1.50)"]]);
+    drop(reader);
+
+    // From the beginning: the stream is behind the catalog, which is no change until it gets there.
+    let source = prepared_with(&server, |s| s.on_schema_change(SchemaChange::AddColumns)).await;
+    let mut reader = reopen(&source, None).await;
+    assert_eq!(changes(&mut reader, 2).await, [vec!["+public.t(1,a)"], vec!["schema public.t", "+public.t(2,b,1.50)"]]);
+    sql.batch_execute("ALTER TABLE t DROP COLUMN v; INSERT INTO t VALUES (3, 7)").await.unwrap();
+    let e = transactions(&mut reader, 1).await.unwrap_err();
+    assert!(e.to_string().contains("column v was dropped"), "{e}");
+}
+
+async fn prepared_with(server: &PgServer, set: impl Fn(Postgres) -> Postgres) -> Postgres {
+    let source = set(source(server));
+    loop {
+        match source.prepare(None).await {
+            Ok(_) => break,
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}"),
+        }
+    }
+    Source::tables(&source).await.unwrap();
+    source
+}
+
+#[tokio::test]
+async fn large_transactions_are_cut_and_every_poll_may_be_dropped() {
+    let Some(server) = start(PgVersion::V18, &[]) else { return };
+    let sql = server.client().await;
+    sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
+    let source = prepared(&server).await;
+    let mut reader = open(&source, None).await;
+    sql.batch_execute("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 60000) i").await.unwrap();
+    sql.batch_execute("INSERT INTO t VALUES (0, repeat('z', 20000000))").await.unwrap();
+    let (mut rows, mut batches, mut dropped, mut sequence, mut ends) = (0u32, 0, 0, 0, 0);
+    while ends < 2 {
+        // Polled once and dropped, again and again.
+        let polled = futures_util::FutureExt::now_or_never(reader.next());
+        let Some(next) = polled else {
+            dropped += 1;
+            tokio::task::yield_now().await;
+            continue;
+        };
+        let Next::Batch(batch) = next.unwrap() else { panic!() };
+        batches += 1;
+        assert!(batch.len() <= 8192);
+        for piece in batch.pieces() {
+            assert_eq!(piece.first_sequence, sequence + 1);
+            assert_eq!(piece.first, sequence == 0);
+            sequence += piece.changes.len() as u64;
+            for i in piece.changes.clone() {
+                let row = batch.change(i as usize).new_row().unwrap();
+                if ends == 0 {
+                    rows += 1;
+                    assert_eq!(row.get(0), ValueRef::Text(&rows.to_string()));
+                } else {
+                    assert_eq!(value(row.get(1)).len(), 20_000_000);
+                }
+            }
+            if piece.end.is_some() {
+                ends += 1;
+                sequence = 0;
+            }
+        }
+    }
+    assert_eq!(rows, 60_000);
+    assert!(batches > 7 && dropped > 0, "{batches} batches, {dropped} drops");
+}
+
+#[tokio::test]
+async fn streamed_transactions_are_given_whole_at_their_commit() {
+    for version in BOTH {
+        let Some(server) = start(version, &[("logical_decoding_work_mem", "64kB")]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)")
+            .await
+            .unwrap();
+        let source = prepared_with(&server, |s| s.streaming(true)).await;
+        let mut reader = open(&source, None).await;
+        let other = server.client().await;
+        let many = |from: i32, to: i32| {
+            format!("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series({from}, {to}) i")
+        };
+        // Aborted as a whole; then one with rolled back parts, and another that commits in between.
+        sql.batch_execute(&format!("BEGIN; {}; ROLLBACK", many(1, 5000))).await.unwrap();
+        sql.batch_execute(&format!("BEGIN; {}", many(1, 5000))).await.unwrap();
+        sql.batch_execute(&format!("SAVEPOINT a; {}; INSERT INTO u VALUES (1); ROLLBACK TO a", many(5001, 9000)))
+            .await
+            .unwrap();
+        other.batch_execute("INSERT INTO u VALUES (100)").await.unwrap();
+        sql.batch_execute(&format!(
+            "SAVEPOINT b; {}; SAVEPOINT c; {}; ROLLBACK TO c",
+            many(5001, 9000),
+            many(20_001, 24_000)
+        ))
+        .await
+        .unwrap();
+        sql.batch_execute("DELETE FROM t WHERE id = 1; COMMIT; INSERT INTO u VALUES (101)").await.unwrap();
+        let got = changes(&mut reader, 3).await;
+        assert_eq!(got[0], ["+public.u(100)"], "{version:?}");
+        assert_eq!(got[1].len(), 9001, "{version:?}");
+        assert!(got[1][8999].starts_with("+public.t(9000,"));
+        assert_eq!(got[1][9000], "-public.tKey(1,~)");
+        assert_eq!(got[2], ["+public.u(101)"]);
+        // The server did stream; its statistics follow a moment later.
+        let streamed = "SELECT coalesce(sum(stream_txns), 0)::int8 FROM pg_stat_replication_slots";
+        reader.close().await.unwrap();
+        while sql.query_one(streamed, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_killed_server_is_transient_and_nothing_is_lost() {
+    for version in BOTH {
+        let Some(mut server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+        let source = prepared(&server).await;
+        let mut reader = open(&source, None).await;
+        sql.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+        let first = transactions(&mut reader, 1).await.unwrap();
+        sql.batch_execute("INSERT INTO t VALUES (2); CHECKPOINT").await.unwrap();
+        server.stop("-KILL");
+        let e = loop {
+            match next(&mut reader).await {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}");
+        assert!(reader.next().await.is_err());
+        server.launch();
+        let mut reader = reopen(&source, Some(first[0].1.clone())).await;
+        assert_eq!(changes(&mut reader, 1).await, [["+public.t(2)"]]);
+    }
+}
+
+#[tokio::test]
+async fn replayed_transactions_can_be_left_out() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+        source(&server).prepare(None).await.unwrap();
+        for statement in [
+            "SELECT pg_replication_origin_create('elsewhere')",
+            "SELECT pg_replication_origin_session_setup('elsewhere')",
+            "INSERT INTO t VALUES (1)",
+            "SELECT pg_replication_origin_session_reset()",
+            "INSERT INTO t VALUES (2)",
+        ] {
+            sql.batch_execute(statement).await.unwrap();
+        }
+        for (origin, expected) in [
+            (anabranch_postgres::OriginFilter::Any, vec!["+public.t(1)", "+public.t(2)"]),
+            (anabranch_postgres::OriginFilter::None, vec!["+public.t(2)"]),
+        ] {
+            let source = prepared_with(&server, |s| s.origin(origin)).await;
+            let mut reader = reopen(&source, None).await;
+            assert_eq!(changes(&mut reader, expected.len()).await.concat(), expected, "{version:?}");
+            reader.close().await.unwrap();
+        }
+    }
+}
