@@ -198,7 +198,7 @@ impl Plan {
             .filter(|&&c| {
                 let data_type = &self.source.columns[usize::from(c)].data_type;
                 let exact = !matches!(data_type, DataType::Decimal { .. } | DataType::Float32 | DataType::Float64);
-                !self.is_key(c) || !(exact && data_type.text_equality())
+                !(self.is_key(c) && exact && data_type.text_equality())
             })
             .map(|&c| self.column(c))
             .filter(|c| c.identity != Some(Identity::Always))
