@@ -20,6 +20,8 @@ use super::{Tested, config};
 
 /// Kills of a run unless `KILLS` says otherwise.
 const KILLS: u32 = 50;
+/// States of the source that a reader of the target has to have seen, or the run means too little.
+const STATES: usize = 6;
 /// NaN and infinities only where the target can hold them.
 const FINITE: Options = Options { nonfinite: false, rows: 40 };
 
@@ -41,9 +43,10 @@ async fn run(name: &str, version: PgVersion, options: Options, target: Option<Ar
     let mut runner = Runner::new(program, &pipeline(&server.url(DB), target.as_ref()))?;
     runner.keep_running();
     let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
-    let mut faults = Faults::new(seed, server.clone(), target);
+    let mut faults = Faults::new(seed, server.clone(), target.clone());
     let kills = config::kills(KILLS);
-    while faults.count() < kills && !watcher.found_something() && !runner.gave_up() {
+    let enough = |count: u32| count >= kills && (watcher.states() >= STATES || count >= 3 * kills);
+    while !enough(faults.count()) && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
     }
     let committed = writers.stop().await?;
@@ -52,7 +55,9 @@ async fn run(name: &str, version: PgVersion, options: Options, target: Option<Ar
         other => other,
     };
     if let Err(e) = ended {
-        return Err(format!("{name}, SEED={seed}, {}: {e}; its log:\n{}", faults.summary(), runner.log()).into());
+        let (done, stored, log) = (faults.summary(), target.stored(), runner.log());
+        println!("{name}, SEED={seed}, {done}: {e}\nstored:\n{stored}\nits log:\n{log}");
+        return Err(e);
     }
     let report = watcher.finish().await?;
     println!("{name}: {report}; {}; {committed} acknowledged commits", faults.summary());
@@ -61,7 +66,7 @@ async fn run(name: &str, version: PgVersion, options: Options, target: Option<Ar
     }
     assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
     assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
-    assert!(report.compared > 0 && report.prefixes > 5, "{name}: too little was seen to mean anything: {report}");
+    assert!(report.prefixes >= STATES, "{name}: too little was seen to mean anything: {report}");
     Ok(())
 }
 

@@ -28,6 +28,11 @@ pub(super) trait Target: Send + Sync {
     /// All rows in one snapshot. `None`: a table is not there yet, or the server is not.
     async fn observe(&self) -> Option<Observation>;
 
+    /// What the pipeline has stored about its progress, for the message of a failed run.
+    fn stored(&self) -> String {
+        String::new()
+    }
+
     /// Kills its server with SIGKILL and starts it again. False: it has no server.
     async fn crash(&self) -> Tested<bool>;
 
