@@ -71,7 +71,7 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
         ),
     );
     let writer = Writer::start(&shop);
-    let mut pipeline = Pipeline::new(program, &shop.url(), &target.sink(), target.name())?;
+    let mut pipeline = Pipeline::new(program, &shop.url(), target)?;
 
     let started = Instant::now();
     pipeline.start()?;

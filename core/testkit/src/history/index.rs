@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::model::{Bag, Row};
+use super::model::{Bag, Change, Row};
 use super::tables::{TABLES, Table};
 
 /// For each table and key, the row after each commit that changed it; `None`: deleted.
@@ -22,6 +22,20 @@ impl Index {
                 let versions = self.versions.entry((table, key_of(table, row))).or_default();
                 versions.pop_if(|(at, _)| *at == commit);
                 versions.push((commit, (*count > 0).then(|| row.clone())));
+            }
+        }
+    }
+
+    /// Notes every change of commit number `commit` by itself: rows in the middle of a transaction
+    /// can be seen where transactions are not kept together.
+    pub(crate) fn note_each(&mut self, commit: usize, changes: &[Change]) {
+        for Change { table, old, new } in changes {
+            let (from, to) = (old.as_ref().map(|r| key_of(*table, r)), new.as_ref().map(|r| key_of(*table, r)));
+            if let Some(from) = from.filter(|from| Some(from) != to.as_ref()) {
+                self.versions.entry((*table, from)).or_default().push((commit, None));
+            }
+            if let Some(to) = to {
+                self.versions.entry((*table, to)).or_default().push((commit, new.clone()));
             }
         }
     }
