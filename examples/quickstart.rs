@@ -43,6 +43,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .await?;
 
     if let Some(server) = &shop {
+        running.drain(None).await?; // the tables are copied; what follows is streamed
         server.exec("shop", "UPDATE orders SET state = 'paid' WHERE id <= 2; DELETE FROM orders WHERE id = 3")?;
     }
     // Everything committed before this call is in the file when it returns.

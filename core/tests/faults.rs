@@ -1,12 +1,14 @@
 //! The runtime while everything around it fails at random: nothing lost, doubled, backwards or torn.
-//! The seed is printed; `SEED=n cargo test --test faults` replays one.
+//! The seed is printed; `SEED=n cargo test --test faults` replays one, `SEEDS=1000` tries so many.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_core::memory::{MemorySink, MemorySource, MemoryTables};
 use anabranch_core::pipeline::OnRejected;
-use anabranch_core::{Arrival, ByKey, ByTransaction, ErrorKind, LetterState, Order, Pipeline, Rank, Sink, UnitKind};
+use anabranch_core::{
+    Arrival, ByKey, ByTransaction, ByWindow, ErrorKind, LetterState, Order, Pipeline, Rank, Sink, UnitKind,
+};
 use anabranch_testkit::faults::{Call, Fault, FaultySink, FaultySource, Schedule};
 use anabranch_testkit::generator::{Generator, customers, events, lines, waits};
 
@@ -69,7 +71,7 @@ async fn run(seed: u64, order: impl Into<Order>, confirms_early: bool) -> Run {
 fn seeds() -> Vec<u64> {
     match std::env::var("SEED") {
         Ok(seed) => vec![seed.parse().expect("SEED is a number")],
-        Err(_) => (0..40).collect(),
+        Err(_) => (0..std::env::var("SEEDS").map_or(40, |n| n.parse().expect("SEEDS is a number"))).collect(),
     }
 }
 
@@ -105,6 +107,14 @@ async fn in_transaction_order_every_state_is_one_of_the_source() {
 async fn in_key_order_on_three_lanes_both_sides_are_equal_at_the_end() {
     for seed in seeds() {
         let run = run(seed, ByKey::new(3), false).await;
+        assert_eq!(problem(&run, false), None, "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_windows_on_two_lanes_both_sides_are_equal_at_the_end() {
+    for seed in seeds() {
+        let run = run(seed, ByWindow::new(Duration::from_millis(5)).lanes(2), false).await;
         assert_eq!(problem(&run, false), None, "seed {seed}");
     }
 }

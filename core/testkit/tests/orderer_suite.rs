@@ -87,8 +87,8 @@ impl Orderer for Plain {
         Ok(())
     }
 
-    fn next_ready(&mut self) -> Option<OrderedUnit> {
-        self.ready.pop_front()
+    fn next_ready(&mut self) -> Result<Option<OrderedUnit>> {
+        Ok(self.ready.pop_front())
     }
 
     fn complete(&mut self, unit: UnitId) {

@@ -46,6 +46,21 @@ async fn speed() {
                 println!("{version}: {what} by {batch}: {rate:.0} k rows/s");
             }
         }
+        // What the server alone needs for the same rows, in statements of the same size.
+        for twice in ["", "again "] {
+            let begun = Instant::now();
+            for b in 0..TOTAL / 10_000 {
+                db.exec(&format!(
+                    "INSERT INTO t SELECT n, n, '{twice}some text of a row, ' || n, 'some text of a row, ' || n, now() \
+                     FROM generate_series({}, {}) AS n ON CONFLICT (id) DO UPDATE \
+                     SET a = excluded.a, b = excluded.b, c = excluded.c, d = excluded.d",
+                    b * 10_000,
+                    (b + 1) * 10_000 - 1
+                ));
+            }
+            let rate = TOTAL as f64 / begun.elapsed().as_secs_f64() / 1000.0;
+            println!("{version}: server alone {twice}by 10000: {rate:.0} k rows/s");
+        }
         sink.target().unwrap().clear(&t.name).await.unwrap();
         let mut s = sink.open(db.snapshot_lane(1)).await.unwrap();
         let units: Vec<Unit> = (0..TOTAL / 10_000)

@@ -8,12 +8,13 @@ use crate::support::*;
 async fn a_table_is_described_as_the_catalog_has_it() {
     for db in databases() {
         db.exec(
-            r#"CREATE SCHEMA "My Shop"; CREATE TYPE "My Shop".mood AS ENUM ('a', 'b');
+            r#"CREATE SCHEMA "My Shop"; CREATE DOMAIN "My Shop".code AS varchar(5); CREATE DOMAIN "My Shop".code2 AS "My Shop".code;
+               CREATE TYPE "My Shop".mood AS ENUM ('a', 'b');
                CREATE TABLE "My Shop".parent (id bigint PRIMARY KEY);
                CREATE TABLE "My Shop"."Order ""Lines""" (
                    "Line" integer, order_id bigint REFERENCES "My Shop".parent, price numeric(10,2) NOT NULL,
                    mood "My Shop".mood, moods "My Shop".mood[], at timestamp(3) with time zone,
-                   total numeric GENERATED ALWAYS AS (price * 2) STORED, email text, dropped text,
+                   total numeric GENERATED ALWAYS AS (price * 2) STORED, email text, dropped text, code "My Shop".code2,
                    PRIMARY KEY (order_id, "Line"), UNIQUE (email, price));
                ALTER TABLE "My Shop"."Order ""Lines""" DROP COLUMN dropped;
                CREATE UNIQUE INDEX ON "My Shop"."Order ""Lines""" (lower(email));
@@ -39,11 +40,13 @@ async fn a_table_is_described_as_the_catalog_has_it() {
                 ("at", "timestamp(3) with time zone", true, false),
                 ("total", "numeric", true, true),
                 ("email", "text", true, false),
+                ("code", "\"My Shop\".code2", true, false),
             ]
         );
         assert_eq!(table.schema.key, [1, 0]);
         assert_eq!(table.schema.columns[3].data_type, DataType::Enum { labels: vec!["a".into(), "b".into()] });
         assert_eq!(table.schema.columns[5].data_type, DataType::TimestampTz);
+        assert_eq!(table.schema.columns[8].data_type, DataType::Text { max_chars: Some(5) });
         assert_eq!(table.unique, [vec!["email".to_owned(), "price".to_owned()], vec![]]);
         assert_eq!(table.references, [TableName::new("My Shop", "parent")]);
         let parent = target.describe(&TableName::new("My Shop", "parent")).await.unwrap().unwrap();
@@ -71,7 +74,13 @@ async fn a_table_is_created_emptied_and_found_empty() {
                 Column { nullable: false, ..Column::new("Id", DataType::Int64) },
                 Column { native: "tinyint(1)".into(), ..Column::new("flag", DataType::Bool) },
                 mood.clone(),
-                Column { name: "mood2".into(), ..mood },
+                Column { name: "mood2".into(), ..mood.clone() },
+                Column {
+                    name: "moods".into(),
+                    native: "far.mood[]".into(),
+                    data_type: DataType::Array(Box::new(mood.data_type)),
+                    ..mood
+                },
                 Column { generated: true, ..Column::new("sum", DataType::Int64) },
             ],
             key: vec![0],
@@ -85,13 +94,13 @@ async fn a_table_is_created_emptied_and_found_empty() {
         assert!(target.create(&schema).await.is_err(), "created twice");
         let there = target.describe(&schema.name).await.unwrap().unwrap();
         let native: Vec<_> = there.schema.columns.iter().map(|c| c.native.as_str()).collect();
-        assert_eq!(native, ["bigint", "boolean", "far.mood", "far.mood"]);
+        assert_eq!(native, ["bigint", "boolean", "far.mood", "far.mood", "far.mood[]"]);
         for (column, there) in schema.columns.iter().zip(&there.schema.columns) {
             assert_eq!(target.contract(column, Some(there)).fidelity, Fidelity::Exact, "{}", column.name);
         }
         assert!(target.is_empty(&schema.name).await.unwrap());
         db.exec(
-            "INSERT INTO \"New \"\"Schema\"\"\".\"T\" VALUES (1, true, 'it''s', 'b'); \
+            "INSERT INTO \"New \"\"Schema\"\"\".\"T\" VALUES (1, true, 'it''s', 'b', '{b}'); \
                  CREATE TABLE refers (id bigint REFERENCES \"New \"\"Schema\"\"\".\"T\")",
         );
         assert!(!target.is_empty(&schema.name).await.unwrap());

@@ -102,7 +102,7 @@ async fn a_claim_that_is_not_followed_by_writes_leaves_the_identity() {
         let other = Claim { identity: SourceIdentity::default().with("system", "another"), lanes: 3, ..db.claim(2) };
         let second = db.sink();
         let lanes = second.progress().unwrap().take_over(&other).await.unwrap();
-        assert_eq!(lanes, [before.clone()]);
+        assert_eq!(lanes, std::slice::from_ref(&before));
         // Had the runtime refused it, the next start would have to refuse it again.
         assert_eq!(db.stored(&second).await, before);
         let mut w = second.open(Lane { count: 3, ..db.lane(2) }).await.unwrap();

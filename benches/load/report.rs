@@ -1,0 +1,45 @@
+//! The table that a run prints.
+
+use std::time::Duration;
+
+use crate::process::Used;
+
+/// How a contender did.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) took: Duration,
+    pub(crate) used: Used,
+}
+
+/// Lines about the same load of `count` of `what`, compared with the one called `reference`.
+#[derive(Debug)]
+pub(crate) struct Report {
+    count: u64,
+    reference: &'static str,
+    lines: Vec<Line>,
+}
+
+impl Report {
+    /// Prints the title and the head; lines are printed as they come.
+    pub(crate) fn new(title: &str, what: &str, count: u64, reference: &'static str) -> Self {
+        println!("\n{title}\n");
+        let per_second = format!("{what}/s");
+        let cpu = format!("CPU us/{}", what.trim_end_matches('s'));
+        println!("{:<42} {:>8} {per_second:>11} {:>9} {cpu:>13} {:>9}", "", "seconds", "of native", "peak MiB");
+        Self { count, reference, lines: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, name: &str, took: Duration, used: Used) {
+        self.lines.push(Line { name: name.to_owned(), took, used });
+        let native = self.lines.iter().find(|line| line.name == self.reference);
+        let ratio = native.map_or_else(String::new, |n| format!("{:.2} x", n.took.as_secs_f64() / took.as_secs_f64()));
+        println!(
+            "{name:<42} {:>8.2} {:>11.0} {ratio:>9} {:>13.2} {:>9.1}",
+            took.as_secs_f64(),
+            self.count as f64 / took.as_secs_f64(),
+            used.cpu_seconds * 1e6 / self.count as f64,
+            used.peak_kib as f64 / 1024.0,
+        );
+    }
+}
