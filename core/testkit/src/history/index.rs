@@ -5,10 +5,13 @@ use std::collections::HashMap;
 use super::model::{Bag, Change, Row};
 use super::tables::{TABLES, Table};
 
+/// The commit that left a row, and the row; `None`: deleted.
+type Version = (usize, Option<Row>);
+
 /// For each table and key, the row after each commit that changed it; `None`: deleted.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    versions: HashMap<(usize, Row), Vec<(usize, Option<Row>)>>,
+    versions: HashMap<(usize, Row), Vec<Version>>,
 }
 
 impl Index {
@@ -53,7 +56,7 @@ impl Index {
     }
 
     /// The versions of a row, oldest first.
-    pub(crate) fn of(&self, table: usize, key: &Row) -> &[(usize, Option<Row>)] {
+    pub(crate) fn of(&self, table: usize, key: &Row) -> &[Version] {
         self.versions.get(&(table, key.clone())).map_or(&[], Vec::as_slice)
     }
 }
