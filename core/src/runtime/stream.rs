@@ -74,6 +74,8 @@ struct LaneHandle {
     inbox: mpsc::Sender<Work>,
     ready: VecDeque<Unit>,
     at_lane: usize,
+    /// What the parts of a target transaction have that has not ended: counted with its last part.
+    parts: Counters,
 }
 
 struct InFlight {
@@ -114,7 +116,7 @@ impl Coordinator {
             let letters = Arc::clone(&session.letters);
             let task = LaneTask { writer, committed, tokens, letters, inbox: work, out: applied_out.clone() };
             lane_tasks.spawn(task.run());
-            lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0 });
+            lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0, parts: Counters::default() });
         }
         let mut checkpoint = session.keeper.checkpoint.clone();
         let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
@@ -265,14 +267,15 @@ impl Coordinator {
             let lane = ordered.lane as usize;
             let slices = ordered.slices.iter().map(|s| (s.batch, s.changes.len())).collect();
             let unit = self.batches.resolve(ordered)?;
-            let counters =
-                Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Default::default() };
             let ends = unit.part.ends();
-            self.in_flight.insert(unit.id, InFlight { lane, slices, ends, progress: unit.progress.clone(), counters });
             let handle = self
                 .lanes
                 .get_mut(lane)
                 .ok_or_else(|| Error::fatal(format!("the orderer chose lane {lane}, which is not there")))?;
+            handle.parts +=
+                Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Default::default() };
+            let counters = if ends { std::mem::take(&mut handle.parts) } else { Counters::default() };
+            self.in_flight.insert(unit.id, InFlight { lane, slices, ends, progress: unit.progress.clone(), counters });
             handle.ready.push_back(unit);
         }
         for lane in 0..self.lanes.len() {
