@@ -83,7 +83,9 @@ pub enum SourceOrder {
 /// Where a reader starts.
 #[derive(Debug, Clone, Default)]
 pub struct StartFrom {
-    /// After this position; `None`: where the partition starts.
+    /// After this position; `None`: where the partition starts. Changes at or before it may be given
+    /// again (a whole transaction whose beginning lies there, an inclusive read): the runtime drops them
+    /// by their ranks.
     pub position: Option<Position>,
     /// The points at which tables were copied. Changes of a table that its copy already has must
     /// not be given again.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anabranch_core::memory::{MemorySink, MemorySource};
 use anabranch_core::{
-    Column, DataType, ErrorKind, Pipeline, RunningPipeline, TableName, TableSchema, Value, pipeline::PipelineBuilder,
+    ByWindow, Column, DataType, ErrorKind, Pipeline, RunningPipeline, TableName, TableSchema, Value,
+    pipeline::PipelineBuilder,
 };
 
 fn accounts() -> TableSchema {
@@ -113,4 +114,21 @@ async fn a_second_runner_takes_over_and_the_first_stops_fenced() {
     assert_eq!(ended.kind(), ErrorKind::Fenced, "{ended:?}");
     assert_equal(&source, &sink);
     second.stop().await.unwrap();
+}
+
+/// A window holds back five times the byte budget: without spilling, reading would stop for good,
+/// for only reading tells that the window is over.
+#[tokio::test]
+async fn what_waits_beyond_the_budget_is_spilled_to_disk() {
+    let source = MemorySource::new("db").table(accounts()).batch_changes(100).heartbeat(Duration::from_millis(50));
+    let sink = MemorySink::new();
+    let window = ByWindow::new(Duration::from_secs(2));
+    let mut running = start(pipeline(&source, &sink).order(window).memory(1 << 20)).await;
+    for n in 0..50 {
+        insert(&source, n * 2_000..(n + 1) * 2_000);
+    }
+    drained(&mut running).await;
+    assert_equal(&source, &sink);
+    assert_eq!(sink.rows(&accounts().name).len(), 100_000);
+    running.stop().await.unwrap();
 }

@@ -72,7 +72,7 @@ async fn native_replication_is_right_under_faults() -> Tested {
     let Some(native) = Native::start(seed).await? else { return Ok(()) };
     let writers = Writers::start(&native.source, seed, Options::default(), 4, Duration::from_millis(10));
     let watcher = native.watch(seed);
-    until("the first load", || watcher.following() || watcher.found_something()).await?;
+    until("the first load", || watcher.states() > 0 || watcher.found_something()).await?;
     let mut faults = Faults::new(seed, native.source.clone(), native.target.clone());
     while faults.count() < 8 && !watcher.found_something() {
         faults.strike(None).await?;

@@ -17,6 +17,8 @@ use super::Tested;
 /// The command's exit codes for errors that no restart mends.
 const CONFIGURATION: i32 = 2;
 const NEEDS_AN_OPERATOR: i32 = 3;
+/// Lines of the log that are shown.
+const LOG_LINES: usize = 100;
 /// How long a drain may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
 
@@ -93,14 +95,14 @@ impl Runner {
     pub(super) fn log(&self) -> String {
         let text = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(60)..].join("\n")
+        lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 }
 
 fn start(program: &Path, folder: &Path, options: &[&str]) -> Tested<Child> {
     let log = File::options().create(true).append(true).open(folder.join("log"))?;
     let mut command = Command::new(program);
-    command.arg("run").arg(folder.join("pipeline.toml")).args(options).current_dir(folder);
+    command.arg("run").arg(folder.join("pipeline.toml")).args(options).current_dir(folder).env("NO_COLOR", "1");
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(command.spawn()?)
 }

@@ -1,7 +1,7 @@
 //! The watcher of a run: reads the target all the while, and lets the checker judge.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anabranch_testkit::history::{Checker, Consistency, Observation, Report};
@@ -20,7 +20,7 @@ const SOURCE_DEADLINE: Duration = Duration::from_secs(60);
 pub(super) struct Watcher {
     stop: Arc<AtomicBool>,
     bad: Arc<AtomicBool>,
-    following: Arc<AtomicBool>,
+    states: Arc<AtomicUsize>,
     task: JoinHandle<Tested<(Checker, History)>>,
     target: Arc<dyn Target>,
 }
@@ -29,11 +29,11 @@ impl Watcher {
     /// Starts to watch.
     pub(super) fn start(history: History, target: Arc<dyn Target>, seed: u64, consistency: Consistency) -> Self {
         let flag = || Arc::new(AtomicBool::new(false));
-        let (stop, bad, following) = (flag(), flag(), flag());
-        let flags = (stop.clone(), bad.clone(), following.clone());
+        let (stop, bad, states) = (flag(), flag(), Arc::new(AtomicUsize::new(0)));
+        let flags = (stop.clone(), bad.clone(), states.clone());
         let checker = Checker::new(seed, consistency);
         let task = tokio::spawn(watch(history, checker, target.clone(), flags));
-        Self { stop, bad, following, task, target }
+        Self { stop, bad, states, task, target }
     }
 
     /// Whether something is wrong already: the run can end.
@@ -41,9 +41,9 @@ impl Watcher {
         self.bad.load(Ordering::Relaxed)
     }
 
-    /// Whether the first load is complete.
-    pub(super) fn following(&self) -> bool {
-        self.following.load(Ordering::Relaxed)
+    /// How many different states were seen and found right. 0: the first load is under way.
+    pub(super) fn states(&self) -> usize {
+        self.states.load(Ordering::Relaxed)
     }
 
     /// Ends it, without a last judgement.
@@ -62,13 +62,13 @@ impl Watcher {
     }
 }
 
-type Flags = (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicBool>);
+type Flags = (Arc<AtomicBool>, Arc<AtomicBool>, Arc<AtomicUsize>);
 
 async fn watch(
     mut history: History,
     mut checker: Checker,
     target: Arc<dyn Target>,
-    (stop, bad, following): Flags,
+    (stop, bad, states): Flags,
 ) -> Tested<(Checker, History)> {
     while !stop.load(Ordering::Relaxed) {
         let started = Instant::now();
@@ -79,7 +79,7 @@ async fn watch(
                 bad.store(true, Ordering::Relaxed);
                 break;
             }
-            following.store(checker.following(), Ordering::Relaxed);
+            states.store(checker.report().prefixes, Ordering::Relaxed);
         }
         // As long as it took, at least: the pipeline needs the machine too.
         tokio::time::sleep(started.elapsed().max(PAUSE)).await;

@@ -37,13 +37,13 @@ impl Writers {
         self.committed.load(Ordering::Relaxed)
     }
 
-    /// Stops them; each ends its transaction first.
-    pub(super) async fn stop(self) -> Tested {
+    /// Stops them; each ends its transaction first. How many went through.
+    pub(super) async fn stop(self) -> Tested<u64> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
             task.await?;
         }
-        Ok(())
+        Ok(self.committed.load(Ordering::Relaxed))
     }
 }
 
@@ -55,8 +55,9 @@ async fn write(url: String, mut workload: Workload, pause: Duration, stop: Arc<A
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
         };
-        match client.batch_execute(&workload.next_transaction().sql).await {
-            Ok(()) => drop(committed.fetch_add(1, Ordering::Relaxed)),
+        let transaction = workload.next_transaction();
+        match client.batch_execute(&transaction.sql).await {
+            Ok(()) => drop(committed.fetch_add(u64::from(transaction.commits), Ordering::Relaxed)),
             // Refused (a deadlock, a key that another writer took), or the source is gone.
             Err(_) if client.batch_execute("ROLLBACK").await.is_ok() => {}
             Err(_) => session = None,

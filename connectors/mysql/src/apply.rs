@@ -17,9 +17,11 @@ use crate::target::Target;
 /// and reads the whole table (range_optimizer_max_mem_size).
 const KEYS_PER_DELETE: usize = 500;
 
-/// The plans of the tables met so far.
+/// The plans of the tables met so far: one for each version of a table, for a unit may hold several.
 #[derive(Debug, Default)]
-pub(crate) struct Plans(HashMap<TableName, (Arc<TableSchema>, Arc<Plan>)>);
+pub(crate) struct Plans(HashMap<TableName, Vec<Version>>);
+
+type Version = (Arc<TableSchema>, Arc<Plan>);
 
 impl Plans {
     /// Forgets what is known of the target's tables.
@@ -28,8 +30,8 @@ impl Plans {
     }
 
     fn get(&self, schema: &Arc<TableSchema>) -> Option<&Arc<Plan>> {
-        let (known, plan) = self.0.get(&schema.name)?;
-        (Arc::ptr_eq(known, schema) || known == schema).then_some(plan)
+        let versions = self.0.get(&schema.name)?;
+        versions.iter().rev().find(|(known, _)| Arc::ptr_eq(known, schema) || known == schema).map(|(_, plan)| plan)
     }
 
     /// Makes the plans of every table of this unit, so that no description is asked for later.
@@ -37,13 +39,11 @@ impl Plans {
         let mut last: Option<&Arc<TableSchema>> = None;
         for change in unit.changes() {
             let Some(schema) = change.table() else { continue };
-            if last.is_some_and(|l| Arc::ptr_eq(l, schema)) {
+            if change.op() == Op::Schema || last.is_some_and(|l| Arc::ptr_eq(l, schema)) {
                 continue;
             }
+            self.learn(link, schema).await?;
             last = Some(schema);
-            if change.op() != Op::Schema {
-                self.learn(link, schema).await?;
-            }
         }
         Ok(())
     }
@@ -57,7 +57,7 @@ impl Plans {
                 .hint("create it, or set create_tables = true")
         })?;
         let plan = Arc::new(Plan::new(schema, &target)?);
-        self.0.insert(schema.name.clone(), (Arc::clone(schema), Arc::clone(&plan)));
+        self.0.entry(schema.name.clone()).or_default().push((Arc::clone(schema), Arc::clone(&plan)));
         Ok(plan)
     }
 }

@@ -9,7 +9,7 @@ use mysql_async::prelude::Queryable;
 
 use crate::connection::{Connector, Kept, Link};
 use crate::error::{Failure, Phase};
-use crate::progress::{create_tables, from_json, is_missing_table, json};
+use crate::progress::{create_tables, is_missing_table};
 
 const TABLES: [&str; 1] = ["CREATE TABLE IF NOT EXISTS anabranch_checkpoint (
         pipeline varchar(191) NOT NULL,
@@ -73,11 +73,13 @@ impl Checkpointer for MySqlCheckpointer {
             other => other.map_err(|e| Failure::driver(e).into_error(Phase::Statement))?,
         };
         self.kept.put(link).await;
-        found.map(|(version, body)| Ok((Version(version), from_json(&body, "the checkpoint")?))).transpose()
+        let Some((version, body)) = found else { return Ok(None) };
+        let context = || format!("the checkpoint of {pipeline} in the table anabranch_checkpoint");
+        Ok(Some((Version(version), Checkpoint::from_json(&body).map_err(|e| e.context(context()))?)))
     }
 
     async fn save(&self, pipeline: &str, expected: Option<Version>, next: &Checkpoint) -> Result<Saved> {
-        let body = json(next)?;
+        let body = next.to_json()?;
         let mut link = self.kept.take(&self.connector).await?;
         let mut saved = self.store(&mut link, pipeline, expected, &body).await;
         if saved.as_ref().is_err_and(|f| f.code() == Some(1146)) {

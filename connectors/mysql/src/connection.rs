@@ -1,5 +1,6 @@
 //! Connections: how they are opened and set up, and what is known of the server.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 use anabranch_core::{Error, Result};
 use mysql_async::prelude::Queryable;
 use mysql_async::{ClientIdentity, Conn, Opts, OptsBuilder, SslOpts};
+use tokio::time::timeout;
 
 use crate::config::{LocalInfile, MySqlConfig, Tls};
 use crate::error::{Failure, Phase};
@@ -24,6 +26,10 @@ const WAIT_TIMEOUT: u32 = 600;
 /// A connection that was idle for longer is asked whether it still lives before it is used.
 const IDLE_BEFORE_PING: Duration = Duration::from_secs(20);
 
+/// How long a server may take to accept a connection, or to say that it lives. The operating
+/// system would wait for minutes for a machine that is gone.
+const PATIENCE: Duration = Duration::from_secs(15);
+
 /// Bytes of a statement, at most; also at most half of max_allowed_packet. Larger ones are not
 /// faster, and the server keeps each whole in memory.
 const MAX_STATEMENT: usize = 4 << 20;
@@ -40,8 +46,6 @@ pub(crate) struct Connector {
 pub(crate) struct Server {
     /// MariaDB, else MySQL or something that says so.
     pub(crate) mariadb: bool,
-    /// The database of the URL.
-    pub(crate) database: String,
     /// A collation that tells all strings apart, trailing blanks included.
     pub(crate) collation: &'static str,
     /// Names of tables are compared without case.
@@ -60,11 +64,17 @@ impl Server {
 }
 
 /// An open connection.
-#[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) conn: Conn,
     pub(crate) server: Server,
     used: Instant,
+}
+
+/// The driver's connection would print its options, and with them the password.
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("id", &self.conn.id()).field("server", &self.server).finish_non_exhaustive()
+    }
 }
 
 impl Link {
@@ -72,7 +82,8 @@ impl Link {
     pub(crate) async fn is_alive(&mut self) -> bool {
         let idle = self.used.elapsed();
         self.used = Instant::now();
-        !self.conn.is_disconnected() && (idle < IDLE_BEFORE_PING || self.conn.ping().await.is_ok())
+        !self.conn.is_disconnected()
+            && (idle < IDLE_BEFORE_PING || matches!(timeout(PATIENCE, self.conn.ping()).await, Ok(Ok(()))))
     }
 }
 
@@ -83,10 +94,6 @@ impl Connector {
 
     pub(crate) fn config(&self) -> &MySqlConfig {
         &self.config
-    }
-
-    pub(crate) fn config_mut(&mut self) -> &mut MySqlConfig {
-        &mut self.config
     }
 
     /// What the last connection found; `None` before the first.
@@ -164,19 +171,20 @@ impl Connector {
     /// A connection, set up.
     pub(crate) async fn connect(&self) -> Result<Link> {
         let opts = self.options()?;
-        let mut conn = Conn::new(opts).await.map_err(|e| Failure::driver(e).into_error(Phase::Connect))?;
+        let mut conn = timeout(PATIENCE, Conn::new(opts))
+            .await
+            .map_err(|_| Error::transient(format!("the MySQL server did not answer in {} s", PATIENCE.as_secs())))?
+            .map_err(|e| Failure::driver(e).into_error(Phase::Connect))?;
         let server = self.set_up(&mut conn).await.map_err(|e| Failure::driver(e).into_error(Phase::Connect))?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
         Ok(Link { conn, server, used: Instant::now() })
     }
 
     async fn set_up(&self, conn: &mut Conn) -> Result<Server, mysql_async::Error> {
-        let facts: Option<(String, String, u64, u64, u64)> = conn
-            .query_first(
-                "SELECT VERSION(), DATABASE(), @@max_allowed_packet, @@lower_case_table_names, @@GLOBAL.local_infile",
-            )
+        let facts: Option<(String, u64, u64, u64)> = conn
+            .query_first("SELECT VERSION(), @@max_allowed_packet, @@lower_case_table_names, @@GLOBAL.local_infile")
             .await?;
-        let (version, database, max_packet, folding, local_infile) = facts.unwrap_or_default();
+        let (version, max_packet, folding, local_infile) = facts.unwrap_or_default();
         let mariadb = version.to_ascii_lowercase().contains("mariadb");
         let collation = match (mariadb, conn.server_version()) {
             (true, _) => "utf8mb4_nopad_bin",
@@ -195,16 +203,18 @@ impl Connector {
             // A limit meant for queries would cut large units off again and again.
             settings.push_str(", max_statement_time=0");
         }
+        // A Galera cluster may commit in the middle of a load (wsrep_load_data_splitting).
+        let cluster: Option<(String, String)> = conn.query_first("SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").await?;
+        let may_load = local_infile != 0 && !cluster.is_some_and(|(_, on)| on.eq_ignore_ascii_case("on"));
         conn.query_drop(settings).await?;
         conn.query_drop("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").await?;
         conn.query_drop(format!("SET NAMES utf8mb4 COLLATE {collation}")).await?;
         Ok(Server {
             mariadb,
-            database,
             collation,
             folds_names: folding != 0,
             max_packet: usize::try_from(max_packet).unwrap_or(usize::MAX),
-            local_infile: local_infile != 0 && self.config.local_infile == LocalInfile::Auto,
+            local_infile: may_load && self.config.local_infile == LocalInfile::Auto,
         })
     }
 }
@@ -226,6 +236,8 @@ impl Kept {
     }
 
     pub(crate) async fn put(&self, link: Link) {
-        *self.0.lock().await = Some(link);
+        if !link.conn.is_disconnected() {
+            *self.0.lock().await = Some(link);
+        }
     }
 }

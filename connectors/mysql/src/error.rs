@@ -1,6 +1,7 @@
 //! What the server's and the driver's errors ask for.
 
 use std::borrow::Cow;
+use std::io;
 
 use anabranch_core::{Error, ErrorKind};
 use mysql_async::{DriverError, IoError, ServerError};
@@ -84,10 +85,10 @@ fn driver_error(error: mysql_async::Error, phase: Phase) -> Error {
     match error {
         mysql_async::Error::Server(e) => server_error(e, phase),
         mysql_async::Error::Url(e) => Error::config("sink.url", e.to_string()),
-        mysql_async::Error::Io(IoError::Tls(e)) if phase == Phase::Connect => {
-            Error::config("sink.tls", "the TLS handshake failed")
-                .because(e)
-                .hint("check the server's certificate and the tls keys")
+        mysql_async::Error::Io(IoError::Tls(e)) if phase == Phase::Connect => tls_error(e),
+        // tokio-rustls wraps what rustls says: a certificate that is not trusted, a name that differs.
+        mysql_async::Error::Io(IoError::Io(e)) if phase == Phase::Connect && e.kind() == io::ErrorKind::InvalidData => {
+            tls_error(e)
         }
         mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer) => {
             Error::config("sink.tls", "the server does not offer TLS")
@@ -101,14 +102,27 @@ fn driver_error(error: mysql_async::Error, phase: Phase) -> Error {
             | DriverError::CleartextPluginDisabled
             | DriverError::NoKeyFound),
         ) => Error::config("sink", e.to_string()),
-        other => match phase {
-            Phase::Connect => Error::transient("cannot connect to the MySQL server").because(other),
-            Phase::Statement => Error::transient("the connection to the MySQL server is lost").because(other),
-            Phase::Commit => {
-                Error::indeterminate("the connection to the MySQL server was lost while committing").because(other)
-            }
-        },
+        // The driver's own wrappings repeat what they wrap.
+        mysql_async::Error::Io(IoError::Io(e)) => lost(phase, e),
+        mysql_async::Error::Io(IoError::Tls(e)) => lost(phase, e),
+        mysql_async::Error::Driver(e) => lost(phase, e),
+        mysql_async::Error::Other(e) => lost(phase, e),
     }
+}
+
+fn tls_error(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::config("sink.tls", "the TLS handshake failed")
+        .hint("check the server's certificate and the tls keys")
+        .because(cause)
+}
+
+fn lost(phase: Phase, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    match phase {
+        Phase::Connect => Error::transient("cannot connect to the MySQL server"),
+        Phase::Statement => Error::transient("the connection to the MySQL server is lost"),
+        Phase::Commit => Error::indeterminate("the connection to the MySQL server was lost while committing"),
+    }
+    .because(cause)
 }
 
 fn server_error(e: ServerError, phase: Phase) -> Error {
@@ -165,7 +179,7 @@ fn kind_of(e: &ServerError) -> ErrorKind {
         // Rights, names, accounts, definitions, settings.
         1044 | 1045 | 1046 | 1049 | 1050 | 1051 | 1054 | 1059 | 1060 | 1067 | 1071 | 1074 | 1103 | 1113 | 1117
         | 1129 | 1130 | 1142 | 1143 | 1146 | 1148 | 1227 | 1251 | 1273 | 1286 | 1348 | 1364 | 1370 | 1410 | 1419
-        | 1665 | 1698 | 1820 | 1862 | 3105 | 3159 | 3780 | 3948 | 4166 | 1906 => ErrorKind::Config,
+        | 1665 | 1698 | 1820 | 1862 | 3105 | 3159 | 3750 | 3780 | 3948 | 4166 | 1906 => ErrorKind::Config,
         // Values and constraints.
         1022
         | 1048

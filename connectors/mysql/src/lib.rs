@@ -11,6 +11,16 @@
 //! target        tables: described, created, emptied
 //! progress      lanes, positions, the fencing epoch
 //! ```
+//!
+//! What a user of the target should know:
+//!
+//! - A unit is one InnoDB transaction under READ COMMITTED, with the sink's own `sql_mode` and in UTC.
+//! - Foreign keys are not checked and their actions do not run; the source has done both. Triggers fire.
+//! - A truncate of the source is a `DELETE` without a condition: `TRUNCATE` would commit.
+//! - A value that the server would round, cut or replace is refused (`Rejected`), never changed.
+//! - Keys are compared exactly, whatever the target's collation says: a row that the target cannot
+//!   tell from another one is refused, never merged into it.
+//! - Columns that only the target has keep their values.
 
 mod apply;
 mod checkpointer;

@@ -38,6 +38,8 @@ pub(crate) enum Family {
     Enum(Vec<String>),
     /// MariaDB's UUID.
     Uuid,
+    /// A type of its own that reads and writes text: SET, YEAR, INET6.
+    Words,
     Other,
 }
 
@@ -72,11 +74,6 @@ impl Native {
     /// Whether it holds text.
     pub(crate) fn is_text(&self) -> bool {
         matches!(self.family, Family::Char(_) | Family::VarChar(_) | Family::Text(_) | Family::Enum(_))
-    }
-
-    /// Whether its values are bytes.
-    pub(crate) fn is_binary(&self) -> bool {
-        matches!(self.family, Family::Binary(_) | Family::VarBinary(_) | Family::Blob(_) | Family::Other)
     }
 }
 
@@ -115,6 +112,7 @@ fn family(native: &str, lower: &str) -> Family {
         "json" => Family::Json,
         "enum" => Family::Enum(labels(native)),
         "uuid" => Family::Uuid,
+        "set" | "year" | "inet4" | "inet6" => Family::Words,
         _ => Family::Other,
     }
 }

@@ -222,12 +222,13 @@ async fn statements(
     };
     let mut result = link.conn.query_iter(sql).await.map_err(|e| fail(0, e))?;
     for (at, mark) in marks.iter().enumerate() {
-        // Before the rows are read: reading to the end moves on to the next statement's result.
+        // Taken before the rows are read, for reading to the end moves on to the next statement's
+        // result; used after, for this statement's error shows only then.
         let matched = result.affected_rows();
+        let rows: Vec<Row> = result.collect().await.map_err(|e| fail(at, e))?;
         if unmet.is_none() && mark.expect != Expect::Any && matched != 1 {
             *unmet = Some(expectation(mark, matched, sql));
         }
-        let rows: Vec<Row> = result.collect().await.map_err(|e| fail(at + 1, e))?;
         outcomes.push(Outcome { matched, rows });
     }
     result.drop_result().await.map_err(|e| fail(marks.len(), e))

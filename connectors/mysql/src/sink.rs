@@ -130,9 +130,7 @@ impl MySql {
     pub(crate) async fn run(&self, sql: String) -> Result<()> {
         let mut link = self.kept.take(&self.connector).await?;
         let done = link.conn.query_drop(sql).await.map_err(|e| Failure::driver(e).into_error(Phase::Commit));
-        if !link.conn.is_disconnected() {
-            self.kept.put(link).await;
-        }
+        self.kept.put(link).await;
         done
     }
 }

@@ -250,24 +250,32 @@ const MAX_KEY: u32 = 3072;
 /// Bytes of a row without its LONGTEXT and LONGBLOB columns, with some room for what is not counted here.
 const MAX_ROW: u32 = 60_000;
 
-/// The statement that creates a table for this source table.
-pub(crate) fn create_statement(table: &TableSchema, mariadb: bool, collation: &str) -> Result<String> {
-    let mut natives: Vec<String> = Vec::with_capacity(table.columns.len());
+/// The types of the columns of a table that this sink creates.
+fn natives(table: &TableSchema, mariadb: bool) -> Vec<String> {
     let free = table.key_columns().filter(|c| types::fixed_key_bytes(&c.data_type, mariadb).is_none()).count() as u32;
     let fixed: u32 = table.key_columns().filter_map(|c| types::fixed_key_bytes(&c.data_type, mariadb)).sum();
     let share = MAX_KEY.saturating_sub(fixed) / free.max(1);
-    for (at, column) in table.columns.iter().enumerate() {
-        natives.push(if table.is_key(at) {
+    let native = |(at, column): (usize, &Column)| {
+        if table.is_key(at) {
             types::key_native_of(&column.data_type, mariadb, share)
         } else {
             types::native_of(&column.data_type, mariadb)
-        });
+        }
+    };
+    let mut natives: Vec<String> = table.columns.iter().enumerate().map(native).collect();
+    shorten_rows(table, &mut natives);
+    natives
+}
+
+/// The statement that creates a table for this source table.
+pub(crate) fn create_statement(table: &TableSchema, mariadb: bool, collation: &str) -> Result<String> {
+    let natives = natives(table, mariadb);
+    for column in &table.columns {
         let contract = types::contract(column, None, mariadb);
         if contract.fidelity == Fidelity::Unsupported {
             return Err(Error::config(format!("table {} column {}", table.name, column.name), contract.note));
         }
     }
-    shorten_rows(table, &mut natives);
     let mut sql = format!("CREATE TABLE {} (", quote(&table.name.name));
     for (at, column) in table.columns.iter().enumerate() {
         let null = if column.nullable && !table.is_key(at) { "NULL" } else { "NOT NULL" };
@@ -312,6 +320,13 @@ impl TargetSchema for MySql {
 
     fn contract(&self, column: &Column, existing: Option<&Column>) -> Contract {
         types::contract(column, existing, self.server().is_some_and(|s| s.mariadb))
+    }
+
+    fn planned(&self, table: &TableSchema, index: usize) -> Contract {
+        let mariadb = self.server().is_some_and(|s| s.mariadb);
+        let native = natives(table, mariadb).swap_remove(index);
+        let column = &table.columns[index];
+        types::contract(column, Some(&Column { native, ..column.clone() }), mariadb)
     }
 
     fn create_statement(&self, table: &TableSchema) -> Result<String> {

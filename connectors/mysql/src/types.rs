@@ -374,10 +374,6 @@ pub(crate) fn contract(column: &Column, existing: Option<&Column>, mariadb: bool
         fidelity = Fidelity::Lossy;
         notes.push(format!("a key under {collate}: rows that it does not tell apart are refused"));
     }
-    if existing.is_some_and(|e| !e.nullable) && column.nullable {
-        fidelity = fidelity.max(Fidelity::Lossy);
-        notes.push("NULL is refused".to_owned());
-    }
     Contract::new(native, fidelity).note(notes.join("; "))
 }
 
@@ -405,6 +401,6 @@ pub(crate) fn data_type_of(native: &Native, name: &str) -> DataType {
         Family::Json => DataType::Json,
         Family::Enum(labels) => DataType::Enum { labels: labels.clone() },
         Family::Uuid => DataType::Uuid,
-        Family::Other => DataType::Other(name.to_owned()),
+        Family::Words | Family::Other => DataType::Other(name.to_owned()),
     }
 }

@@ -53,10 +53,11 @@ impl PostgresCheckpointer {
     async fn expected(&self, client: &Client, pipeline: &str, expected: Option<Version>) -> Result<u64> {
         let expected = expected.map_or(0, |v| v.0);
         let unsure = self.unsure.lock().unwrap_or_else(PoisonError::into_inner).get(pipeline).cloned();
-        if let Some((version, body)) = unsure {
-            if version == expected + 1 && self.read(client, pipeline).await? == Some((version, body)) {
-                return Ok(version);
-            }
+        if let Some((version, body)) = unsure
+            && version == expected + 1
+            && self.read(client, pipeline).await? == Some((version, body))
+        {
+            return Ok(version);
         }
         Ok(expected)
     }

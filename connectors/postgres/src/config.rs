@@ -32,14 +32,13 @@ pub enum OriginFilter {
 
 /// The configuration of the source.
 ///
-/// ```
-/// use anabranch_postgres::{Postgres, PostgresSourceConfig};
-/// # #[cfg(any())]
-/// let config: PostgresSourceConfig = toml::from_str(r#"
-///     url = "postgresql://replicator@db1/shop"
-///     publication = "orders"
-///     slot = "orders_dr"
-/// "#)?;
+/// ```toml
+/// [source]
+/// type = "postgres"
+/// url = "postgresql://replicator@db1/shop?sslmode=verify-full"
+/// password = "env:REPLICATOR_PASSWORD"
+/// publication = "orders"
+/// slot = "orders_dr"
 /// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +62,11 @@ pub struct PostgresSourceConfig {
     /// Whether a slot that is created is kept on standbys too (PostgreSQL 17 and later). Default: no.
     #[serde(default)]
     pub failover: bool,
+    /// Whether the server sends large transactions before they end (those above its
+    /// `logical_decoding_work_mem`), which shortens the delay after their commit. They are kept in
+    /// temporary files until then. Default: no.
+    #[serde(default)]
+    pub streaming: bool,
     /// See [`OriginFilter`]. Default: `any`.
     #[serde(default)]
     pub origin: OriginFilter,
@@ -91,6 +95,7 @@ impl TryFrom<PostgresSourceConfig> for Postgres {
             .tables(config.tables)
             .create(config.create)
             .failover(config.failover)
+            .streaming(config.streaming)
             .origin(config.origin)
             .on_schema_change(config.on_schema_change);
         if let Some(password) = config.password {

@@ -41,6 +41,7 @@ pub struct Postgres {
     pub(crate) tables: Vec<String>,
     pub(crate) create: bool,
     pub(crate) failover: bool,
+    streaming: bool,
     origin: OriginFilter,
     on_schema_change: SchemaChange,
     pub(crate) chunk_pages: u32,
@@ -65,6 +66,7 @@ impl Postgres {
             tables: Vec::new(),
             create: true,
             failover: false,
+            streaming: false,
             origin: OriginFilter::default(),
             on_schema_change: SchemaChange::default(),
             chunk_pages: CHUNK_PAGES,
@@ -113,6 +115,13 @@ impl Postgres {
     #[must_use]
     pub fn failover(mut self, failover: bool) -> Self {
         self.failover = failover;
+        self
+    }
+
+    /// Whether the server sends large transactions before they end.
+    #[must_use]
+    pub fn streaming(mut self, streaming: bool) -> Self {
+        self.streaming = streaming;
         self
     }
 
@@ -189,8 +198,9 @@ impl Postgres {
             OriginFilter::None if version >= 160_000 => ", origin 'none'",
             _ => "",
         };
+        let protocol = if self.streaming { "proto_version '2', streaming 'on'" } else { "proto_version '1'" };
         format!(
-            "START_REPLICATION SLOT {} LOGICAL {at} (proto_version '1', publication_names {publication}, \
+            "START_REPLICATION SLOT {} LOGICAL {at} ({protocol}, publication_names {publication}, \
              messages 'true'{origin})",
             sql::ident(&self.slot)
         )

@@ -9,6 +9,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::connect::Endpoint;
 use crate::error::classify;
+use crate::sql::ident;
 
 /// A database, and the schema in it. Connects at first use and again after a loss.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Store {
 
     /// The name of a table of the schema, quoted.
     pub(crate) fn table(&self, name: &str) -> String {
-        format!("{}.{}", quote(&self.schema), quote(name))
+        format!("{}.{}", ident(&self.schema), ident(name))
     }
 
     /// A connection for single statements, shared.
@@ -112,7 +113,7 @@ impl Store {
             .await
             .map_err(|e| classify(e, "cannot look for the schema of the pipeline"))?;
         if !row.get::<_, bool>(0) {
-            statements.push_str(&format!("CREATE SCHEMA IF NOT EXISTS {};", quote(&self.schema)));
+            statements.push_str(&format!("CREATE SCHEMA IF NOT EXISTS {};", ident(&self.schema)));
         }
         for (name, columns) in TABLES {
             // Every commit updates a row or two here: room in the page keeps the updates in place.
@@ -135,13 +136,8 @@ impl Store {
     }
 
     fn denied(&self, user: String) -> Error {
-        let (schema, user) = (quote(&self.schema), quote(&user));
+        let (schema, user) = (ident(&self.schema), ident(&user));
         Error::config(self.key, format!("{user} may not create the tables that keep the pipeline's progress"))
             .hint(format!("run as the owner of the database: CREATE SCHEMA {schema} AUTHORIZATION {user}"))
     }
-}
-
-/// An identifier, quoted.
-pub(crate) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -286,3 +286,39 @@ async fn every_way_to_log_in() {
         assert_eq!(e.kind(), ErrorKind::Config, "{e:?}");
     }
 }
+
+#[tokio::test]
+async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
+    // Only this installation has pg_basebackup.
+    let Some(mut server) = start(PgVersion::V15, &[]) else { return };
+    let sql = server.client().await;
+    sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let identity = source(&server).prepare(None).await.unwrap();
+    let standby = server.standby();
+    let reached = text(&sql, "SELECT pg_current_wal_lsn()::text").await;
+    let replica = standby.client().await;
+    let caught_up = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{reached}', false)");
+    while !replica.query_one(&caught_up, &[]).await.unwrap().get::<_, bool>(0) {
+        tokio::task::yield_now().await;
+    }
+    server.stop("-KILL");
+    replica.batch_execute("SELECT pg_promote()").await.unwrap();
+    replica.batch_execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')").await.unwrap();
+
+    // Applied more than the new primary has.
+    refused(
+        &source(&standby),
+        Some(&checkpoint(&identity, "F/0")),
+        ErrorKind::Fatal,
+        &["failed over from timeline 1 to 2", "in the target and not in the source"],
+    )
+    .await;
+    // All of it is there, but the slot is younger.
+    refused(&source(&standby), Some(&checkpoint(&identity, &reached)), ErrorKind::Fatal, &["created anew"]).await;
+    replica.batch_execute("SELECT pg_drop_replication_slot('slot')").await.unwrap();
+    refused(&source(&standby), Some(&checkpoint(&identity, &reached)), ErrorKind::Fatal, &["does not exist any more"])
+        .await;
+    // Back in time: from a timeline that this server does not know.
+    let later = checkpoint(&identity.clone().with("timeline", "9"), &reached);
+    refused(&source(&standby), Some(&later), ErrorKind::Fatal, &["does not descend from 9"]).await;
+}

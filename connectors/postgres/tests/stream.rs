@@ -444,3 +444,143 @@ async fn large_transactions_are_cut_and_every_poll_may_be_dropped() {
     assert_eq!(rows, 60_000);
     assert!(batches > 7 && dropped > 0, "{batches} batches, {dropped} drops");
 }
+
+#[tokio::test]
+async fn streamed_transactions_are_given_whole_at_their_commit() {
+    for version in BOTH {
+        let Some(server) = start(version, &[("logical_decoding_work_mem", "64kB")]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)")
+            .await
+            .unwrap();
+        let source = prepared_with(&server, |s| s.streaming(true)).await;
+        let mut reader = open(&source, None).await;
+        let other = server.client().await;
+        let many = |from: i32, to: i32| {
+            format!("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series({from}, {to}) i")
+        };
+        // Aborted as a whole; then one with rolled back parts, and another that commits in between.
+        sql.batch_execute(&format!("BEGIN; {}; ROLLBACK", many(1, 5000))).await.unwrap();
+        sql.batch_execute(&format!("BEGIN; {}", many(1, 5000))).await.unwrap();
+        sql.batch_execute(&format!("SAVEPOINT a; {}; INSERT INTO u VALUES (1); ROLLBACK TO a", many(5001, 9000)))
+            .await
+            .unwrap();
+        other.batch_execute("INSERT INTO u VALUES (100)").await.unwrap();
+        sql.batch_execute(&format!(
+            "SAVEPOINT b; {}; SAVEPOINT c; {}; ROLLBACK TO c",
+            many(5001, 9000),
+            many(20_001, 24_000)
+        ))
+        .await
+        .unwrap();
+        sql.batch_execute("DELETE FROM t WHERE id = 1; COMMIT; INSERT INTO u VALUES (101)").await.unwrap();
+        let got = changes(&mut reader, 3).await;
+        assert_eq!(got[0], ["+public.u(100)"], "{version:?}");
+        assert_eq!(got[1].len(), 9001, "{version:?}");
+        assert!(got[1][8999].starts_with("+public.t(9000,"));
+        assert_eq!(got[1][9000], "-public.tKey(1,~)");
+        assert_eq!(got[2], ["+public.u(101)"]);
+        // The server did stream; its statistics follow a moment later.
+        let streamed = "SELECT coalesce(sum(stream_txns), 0)::int8 FROM pg_stat_replication_slots";
+        reader.close().await.unwrap();
+        while sql.query_one(streamed, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_killed_server_is_transient_and_nothing_is_lost() {
+    for version in BOTH {
+        let Some(mut server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+        let source = prepared(&server).await;
+        let mut reader = open(&source, None).await;
+        sql.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+        let first = transactions(&mut reader, 1).await.unwrap();
+        sql.batch_execute("INSERT INTO t VALUES (2); CHECKPOINT").await.unwrap();
+        server.stop("-KILL");
+        let e = loop {
+            match next(&mut reader).await {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}");
+        assert!(reader.next().await.is_err());
+        server.launch();
+        let mut reader = reopen(&source, Some(first[0].1.clone())).await;
+        assert_eq!(changes(&mut reader, 1).await, [["+public.t(2)"]]);
+    }
+}
+
+#[tokio::test]
+async fn replayed_transactions_can_be_left_out() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+        source(&server).prepare(None).await.unwrap();
+        for statement in [
+            "SELECT pg_replication_origin_create('elsewhere')",
+            "SELECT pg_replication_origin_session_setup('elsewhere')",
+            "INSERT INTO t VALUES (1)",
+            "SELECT pg_replication_origin_session_reset()",
+            "INSERT INTO t VALUES (2)",
+        ] {
+            sql.batch_execute(statement).await.unwrap();
+        }
+        for (origin, expected) in [
+            (anabranch_postgres::OriginFilter::Any, vec!["+public.t(1)", "+public.t(2)"]),
+            (anabranch_postgres::OriginFilter::None, vec!["+public.t(2)"]),
+        ] {
+            let source = prepared_with(&server, |s| s.origin(origin)).await;
+            let mut reader = reopen(&source, None).await;
+            assert_eq!(changes(&mut reader, expected.len()).await.concat(), expected, "{version:?}");
+            reader.close().await.unwrap();
+        }
+    }
+}
+
+/// Prints what reading a backlog costs: run with `-- --ignored --nocapture backlog`, optimized.
+#[tokio::test]
+#[ignore = "a measurement, not a check"]
+async fn cost_of_a_backlog() {
+    let spent = || -> u64 {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    for version in BOTH {
+        let Some(server) = start(version, &[("synchronous_commit", "off")]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, a text, b numeric, c timestamptz DEFAULT now());
+             CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$ BEGIN
+               FOR i IN 1..40000 LOOP
+                 INSERT INTO t SELECT i * 10 + j, 'some text of a customer', 12.5 FROM generate_series(0, 9) j;
+                 COMMIT;
+               END LOOP; END $$",
+        )
+        .await
+        .unwrap();
+        let source = prepared(&server).await;
+        sql.batch_execute("CALL fill()").await.unwrap();
+        let mut reader = open(&source, None).await;
+        let (begun, cpu) = (std::time::Instant::now(), spent());
+        let (mut changes, mut batches) = (0, 0);
+        while changes < 400_000 {
+            let batch = next(&mut reader).await.unwrap();
+            changes += batch.len();
+            batches += 1;
+            reader.acknowledge(Some(batch.end())).await.unwrap();
+        }
+        let (wall, cpu) = (begun.elapsed().as_secs_f64(), (spent() - cpu) as f64);
+        println!(
+            "{version:?}: {:.0} changes/s, {:.0} ns CPU a change, {batches} batches of {} changes",
+            changes as f64 / wall,
+            cpu / changes as f64,
+            changes / batches
+        );
+    }
+}

@@ -136,10 +136,13 @@ fn store_claim(db: &Database, claim: &Claim) -> Result<()> {
         .map_err(|e| Error::fatal("cannot encode the source's identity").because(e))?;
     let (epoch, now) = (whole(claim.epoch)?, Timestamp::now().as_micros());
     for lane in 0..claim.lanes {
+        // A run that lost its checkpoint claims without an identity, to learn it from here: should it
+        // die before it claims again, what is stored must still be bound to its source.
         let upsert = db.conn.execute(
             "INSERT INTO main.anabranch_lane (pipeline, lane, lanes, epoch, identity, updated_at) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (pipeline, lane) DO UPDATE SET \
-             lanes = excluded.lanes, epoch = excluded.epoch, identity = excluded.identity, \
+             lanes = excluded.lanes, epoch = excluded.epoch, \
+             identity = CASE excluded.identity WHEN '{}' THEN identity ELSE excluded.identity END, \
              updated_at = excluded.updated_at",
             params![&*claim.pipeline, lane, claim.lanes, epoch, identity, now],
         );

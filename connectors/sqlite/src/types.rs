@@ -199,7 +199,9 @@ impl Declared {
             (_, Integer | Numeric | Real) if looks_like_a_number(source) => {
                 (Lossy, "text that looks like a number becomes one: '007' turns into 7")
             }
-            (_, _) => (Widening, ""),
+            (_, Integer | Numeric | Real) => (Widening, ""),
+            // As in a table of our own making.
+            (_, Text | None) => (created(source).fidelity, ""),
         }
     }
 

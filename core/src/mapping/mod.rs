@@ -25,6 +25,13 @@ pub trait TargetSchema: Send + Sync {
     /// `None`) or in the column that is there.
     fn contract(&self, column: &Column, existing: Option<&Column>) -> Contract;
 
+    /// How the column at `index` would be stored in a table that this sink creates: a key may need
+    /// another type than [`TargetSchema::contract`] gives for the column alone. What it says must be
+    /// what `contract` says once the table is there.
+    fn planned(&self, table: &TableSchema, index: usize) -> Contract {
+        self.contract(&table.columns[index], None)
+    }
+
     /// The statement that would create the table, for people to read.
     fn create_statement(&self, table: &TableSchema) -> Result<String>;
 

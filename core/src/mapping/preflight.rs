@@ -145,8 +145,8 @@ fn missing(
     consent: &LossyConsent,
     create_tables: bool,
 ) {
-    for column in &table.columns {
-        judge(report, table, column, target.contract(column, None), consent);
+    for (index, column) in table.columns.iter().enumerate() {
+        judge(report, table, column, target.planned(table, index), consent);
     }
     match target.create_statement(table) {
         Ok(_) if !create_tables => {

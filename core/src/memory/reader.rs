@@ -91,7 +91,7 @@ impl MemoryReader {
     fn is_copied(&self, change: &Logged) -> bool {
         match change {
             Logged::Change { schema, .. } => {
-                self.copied.get(&schema.name).is_some_and(|&point| self.next.0 as u64 + 1 <= point)
+                self.copied.get(&schema.name).is_some_and(|&point| (self.next.0 as u64) < point)
             }
             Logged::Message { .. } => false,
         }

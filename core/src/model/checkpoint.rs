@@ -24,6 +24,9 @@ pub struct Checkpoint {
     /// Number of lanes.
     #[serde(default)]
     pub lanes: u32,
+    /// Which lane a table's rows go to; like the lanes it changes only when drained.
+    #[serde(default)]
+    pub routing: String,
     /// How far each partition is.
     #[serde(default)]
     pub partitions: BTreeMap<PartitionId, PartitionProgress>,
@@ -76,6 +79,7 @@ impl Default for Checkpoint {
             identity: SourceIdentity::default(),
             order: String::new(),
             lanes: 0,
+            routing: String::new(),
             partitions: BTreeMap::new(),
             snapshot: SnapshotProgress::default(),
             counters: Counters::default(),

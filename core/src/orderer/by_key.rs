@@ -19,7 +19,7 @@ use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Pr
 ///   table, a zero byte and [`key_bytes`](crate::net_effect::key_bytes), modulo the number of lanes;
 /// - a table in `pinned`: its group modulo the number of lanes;
 /// - a table without a comparable key: the hash as above, without a key;
-/// - a message: the lane of the change before it.
+/// - a message, which belongs to no key: lane 0.
 ///
 /// This does not change with the version of the library, for a lane that goes on after a restart
 /// skips what it has applied. Number of lanes and `pinned` may change only when everything that was
@@ -91,7 +91,7 @@ impl ByKey {
             }
             for index in piece.changes.clone() {
                 let route = routes.of(batch.change(index as usize));
-                *tail = route.lane.unwrap_or(*tail);
+                *tail = route.lane;
                 if !route.alone {
                     lists[*tail as usize].push(index);
                     continue;

@@ -1,4 +1,11 @@
 //! In which order, and on which lane, changes are applied.
+//!
+//! | order | source gives | applied | lanes |
+//! |---|---|---|---|
+//! | [`ByTransaction`] | whole transactions, or parts of them by commit time | whole, in commit order | 1 |
+//! | [`ByKey`] | each key's changes in order | each key's changes in order | several |
+//! | [`ByWindow`] | changes by commit time | each shard sorted, window by window | several |
+//! | [`Arrival`] | anything | as it comes | 1 |
 
 mod arrival;
 mod by_key;
@@ -62,16 +69,22 @@ pub trait Orderer: Debug + Send {
     /// Whether another batch is welcome now.
     fn has_room(&self) -> bool;
 
-    /// A partition takes part from now on. `from` is where its reader resumed.
+    /// A partition takes part from now on. `from` is where its reader resumed; what it gives up to
+    /// there is handed out too, for the lane to skip.
+    ///
+    /// At the start, all partitions that are known are opened before the first push. A child is
+    /// opened before its parent is closed. Opening a partition again does nothing.
     fn opened(&mut self, partition: &Partition, from: Option<&Progress>);
 
-    /// A partition ended: no batch of it follows.
+    /// A partition ended: no batch of it follows. Until its children speak for themselves they have
+    /// proved as much as it had: their changes were committed after its own.
     fn closed(&mut self, partition: &PartitionId);
 
     /// Takes a batch in.
     ///
     /// # Errors
-    /// [`Fatal`](crate::ErrorKind::Fatal) if a source breaks its own order.
+    /// [`Fatal`](crate::ErrorKind::Fatal) if a source breaks its own order: ranks of a partition grow,
+    /// also over a reader that stopped and was opened again.
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()>;
 
     /// The next unit that may be applied now, if there is one.

@@ -31,8 +31,7 @@ impl Fnv {
 /// Where a change goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Route {
-    /// `None`: any lane.
-    pub(super) lane: Option<u32>,
+    pub(super) lane: u32,
     /// It concerns other lanes too.
     pub(super) alone: bool,
 }
@@ -86,14 +85,14 @@ impl Router {
 impl Routes {
     pub(super) fn of(&mut self, change: ChangeRef<'_>) -> Route {
         if change.op() == Op::Message {
-            return Route { lane: None, alone: false };
+            return Route { lane: 0, alone: false };
         }
         let name = match self.tables[change.schema_index()] {
-            _ if self.lanes == 1 => return Route { lane: Some(0), alone: false },
+            _ if self.lanes == 1 => return Route { lane: 0, alone: false },
             // A table may lose its key by it, and with that change lanes.
-            TableRoute::Lane(lane) if change.op() == Op::Schema => return Route { lane: Some(lane), alone: true },
+            TableRoute::Lane(lane) if change.op() == Op::Schema => return Route { lane, alone: true },
             // Everything of the table is on one lane, in order.
-            TableRoute::Lane(lane) => return Route { lane: Some(lane), alone: false },
+            TableRoute::Lane(lane) => return Route { lane, alone: false },
             TableRoute::Key(name) => name,
         };
         let old = change.identity_row().and_then(|row| self.of_key(name, change.schema(), row));
@@ -102,9 +101,9 @@ impl Routes {
             false => old,
         };
         match (old, new) {
-            (Some(old), Some(new)) => Route { lane: Some(new), alone: old != new },
+            (Some(old), Some(new)) => Route { lane: new, alone: old != new },
             // A truncate, a schema, or a key of which not every column was sent.
-            _ => Route { lane: Some(name.modulo(self.lanes)), alone: true },
+            _ => Route { lane: name.modulo(self.lanes), alone: true },
         }
     }
 

@@ -129,8 +129,8 @@ pub(super) struct Transactions {
     /// The first transaction of the queue has been handed out in part.
     in_parts: bool,
     next_unit: u64,
-    /// Handed out, in order. Parts that do not end their target transaction are not counted: a
-    /// sink may make them durable only with the last one.
+    /// Handed out, in order. Parts that do not end their target transaction are not among them: a
+    /// sink may make them durable only with the last one, so waiting for them would be for ever.
     flying: VecDeque<Flying>,
 }
 
@@ -155,7 +155,7 @@ impl Transactions {
 
     /// False only while two units are in flight: completing one makes room.
     pub(super) fn has_room(&self) -> bool {
-        self.in_parts || !self.is_busy() || self.size.fits(&self.limits)
+        !self.is_busy() || self.size.fits(&self.limits)
     }
 
     /// A transaction that is complete.
@@ -183,7 +183,7 @@ impl Transactions {
 
     /// The next unit. It stores how far everything was given, it included.
     pub(super) fn next(&mut self, ledger: &mut Ledger) -> Option<OrderedUnit> {
-        if !self.in_parts && self.is_busy() {
+        if self.is_busy() {
             return None;
         }
         let first = self.queue.front()?;

@@ -120,6 +120,18 @@ impl Order {
         }
     }
 
+    /// How rows are routed to lanes, as text that changes when the routing does.
+    pub(crate) fn routing(&self, pinned: &HashMap<TableName, u32>) -> String {
+        match self {
+            Self::Key { .. } => {
+                let mut groups: Vec<String> = pinned.iter().map(|(table, group)| format!("{table}={group}")).collect();
+                groups.sort_unstable();
+                format!("key {}", groups.join(" "))
+            }
+            other => other.name().to_owned(),
+        }
+    }
+
     pub(crate) fn keeps_transactions(&self) -> bool {
         matches!(self, Self::Transaction)
     }

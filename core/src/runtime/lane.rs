@@ -8,14 +8,14 @@ use tokio::sync::mpsc;
 
 use super::letters::Letters;
 use crate::error::{Error, Result};
-use crate::model::{Part, PartitionId, Progress, Rank, Unit, UnitId};
+use crate::model::{Counters, Part, PartitionId, Progress, Rank, Unit, UnitId};
 use crate::sink::{Durability, SinkWriter};
 
 /// What a lane tells the coordinator.
 #[derive(Debug)]
 pub(crate) enum Applied {
-    /// The sink has taken the unit: its memory may go.
-    Taken(UnitId),
+    /// The sink has taken the unit: its memory may go. With what it applied, without what it skipped.
+    Taken(UnitId, Counters),
     /// The units are durable.
     Durable(Vec<UnitId>),
     /// The open dead letters were tried again.
@@ -67,8 +67,8 @@ impl LaneTask {
                 Work::Apply(unit) => {
                     in_parts = !unit.part.ends();
                     let id = unit.id;
-                    let durability = self.apply(unit).await?;
-                    tell(&self.out, Applied::Taken(id)).await?;
+                    let (durability, counters) = self.apply(unit).await?;
+                    tell(&self.out, Applied::Taken(id, counters)).await?;
                     accepted.push(id);
                     if durability == Durability::Durable {
                         tell(&self.out, Applied::Durable(std::mem::take(&mut accepted))).await?;
@@ -89,8 +89,8 @@ impl LaneTask {
         self.writer.close().await
     }
 
-    async fn apply(&mut self, unit: Unit) -> Result<Durability> {
-        let Some(unit) = self.skip_committed(unit) else { return Ok(Durability::Durable) };
+    async fn apply(&mut self, unit: Unit) -> Result<(Durability, Counters)> {
+        let Some(unit) = self.skip_committed(unit) else { return Ok((Durability::Durable, Counters::default())) };
         let unit = if unit.part == Part::Whole {
             self.letters.hold(unit).await?
         } else {
@@ -98,10 +98,11 @@ impl LaneTask {
             unit
         };
         let durability = self.letters.apply(self.writer.as_mut(), &unit, &self.tokens).await?;
+        let counters = Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Counters::default() };
         for progress in unit.progress {
             self.tokens.insert(progress.partition, progress.position.token);
         }
-        Ok(durability)
+        Ok((durability, counters))
     }
 
     /// The unit without what this lane had committed before the run began; `None` if nothing is left.
@@ -119,9 +120,10 @@ impl LaneTask {
                 return None;
             }
         }
-        for progress in &fresh.progress {
+        for progress in &mut fresh.progress {
             // Past the replay: no later change of this partition can be an old one.
-            self.committed.remove(&progress.partition);
+            let before = self.committed.remove(&progress.partition);
+            progress.safe_time = progress.safe_time.max(before.and_then(|p| p.safe_time));
         }
         Some(fresh)
     }

@@ -186,6 +186,8 @@ impl Letters {
         let mut rest = vec![unit.clone()];
         let mut known = Some(error);
         while let Some(unit) = rest.pop() {
+            // A letter that was set aside just now holds what follows it in the same unit too.
+            let unit = self.hold(unit).await?;
             let error = match known.take() {
                 Some(error) => error,
                 None => match self.write(writer, &unit).await {

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::batches::Budget;
 use crate::error::{Error, Result};
-use crate::model::{ChangeBatch, Partition, PartitionId, Position};
+use crate::model::{ChangeBatch, Partition, PartitionId, Position, Rank};
 use crate::source::{ChangeReader, HEARTBEAT, Next};
-use crate::transform::Transform;
+use crate::transform::{Transform, after};
 
 /// The pipeline's transforms. Shared by the readers: each batch is transformed under the lock.
 #[derive(Debug, Clone, Default)]
@@ -41,6 +41,8 @@ pub(crate) enum Reading {
 /// What a reader task works with.
 pub(crate) struct ReaderTask {
     pub(crate) partition: PartitionId,
+    /// Where it resumed: a reader may give again what lies before, back to the start of a transaction.
+    pub(crate) from: Option<Rank>,
     pub(crate) reader: Box<dyn ChangeReader>,
     pub(crate) transforms: Transforms,
     pub(crate) budget: Budget,
@@ -80,7 +82,9 @@ impl ReaderTask {
                 }
                 // 5. Read. Dropped whenever another arm is first: `next` is cancel safe.
                 next = self.reader.next(), if waiting.is_none() => match next? {
-                    Next::Batch(batch) => waiting = Some(self.transforms.apply(batch)?),
+                    Next::Batch(batch) => if let Some(batch) = self.not_given_before(batch)? {
+                        waiting = Some(self.transforms.apply(batch)?);
+                    },
                     Next::Closed { children } => {
                         tell(&self.out, Reading::Closed(self.partition.clone(), children)).await?;
                         break;
@@ -94,6 +98,17 @@ impl ReaderTask {
         }
         self.acknowledge().await?;
         self.reader.close().await
+    }
+
+    /// The batch without what lies at or before the place where the reading resumed.
+    fn not_given_before(&mut self, batch: ChangeBatch) -> Result<Option<ChangeBatch>> {
+        let Some(from) = &self.from else { return Ok(Some(batch)) };
+        if batch.end().rank <= *from {
+            return Ok(None);
+        }
+        let rest = after(&batch, from)?;
+        self.from = None;
+        Ok(Some(rest))
     }
 
     async fn acknowledge(&mut self) -> Result<()> {

@@ -36,8 +36,19 @@ impl Session {
         let mut keeper = Keeper::take_over(Arc::clone(&spec.checkpointer), Arc::clone(&spec.name)).await?;
         let lanes = spec.lanes();
         check_order(spec, lanes, &keeper.checkpoint)?;
-        let stored = take_over_target(spec, &mut keeper, lanes).await?;
-        check_lanes(lanes, &stored, &keeper.checkpoint)?;
+        let before = match spec.sink.progress() {
+            Some(store) => store.read(&spec.name).await?,
+            None => Vec::new(),
+        };
+        // Before anything is written: a claim stores the new number of lanes.
+        check_lanes(lanes, &before, &keeper.checkpoint)?;
+        if keeper.checkpoint.identity.0.is_empty()
+            && let Some(lane) = before.iter().find(|l| !l.identity.0.is_empty())
+        {
+            // The checkpoint was lost but the target knows: its progress is bound to this source.
+            keeper.checkpoint.identity = lane.identity.clone();
+        }
+        let stored = take_over_target(spec, &keeper, lanes).await?;
         merge_progress(&mut keeper.checkpoint, &stored, lanes);
 
         let fresh = keeper.checkpoint.identity.0.is_empty();
@@ -47,9 +58,8 @@ impl Session {
         keeper.checkpoint.order = spec.order.name().to_owned();
         keeper.checkpoint.lanes = lanes;
         if changed {
-            take_over_target(spec, &mut keeper, lanes).await?;
+            take_over_target(spec, &keeper, lanes).await?;
         }
-        keeper.save().await?;
 
         let letters = Letters::load(
             Arc::clone(&spec.name),
@@ -68,6 +78,10 @@ impl Session {
         let targets: Vec<TableSchema> = tables.iter().map(|(_, target)| target.clone()).collect();
         let preflight = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         preflight.verdict()?;
+        let routing = spec.order.routing(&preflight.pinned_groups());
+        check_routing(lanes, &routing, &stored, &keeper.checkpoint)?;
+        keeper.checkpoint.routing = routing;
+        keeper.save().await?;
         preflight.create_missing(spec.sink.as_ref()).await?;
 
         let counters = match spec.sink.progress() {
@@ -105,23 +119,11 @@ impl Session {
 }
 
 /// Raises the epoch in the target and reads what the lanes have committed.
-async fn take_over_target(spec: &Spec, keeper: &mut Keeper, lanes: u32) -> Result<Vec<LaneProgress>> {
+async fn take_over_target(spec: &Spec, keeper: &Keeper, lanes: u32) -> Result<Vec<LaneProgress>> {
     let Some(store) = spec.sink.progress() else { return Ok(Vec::new()) };
-    let claim = |keeper: &Keeper| Claim {
-        pipeline: Arc::clone(&spec.name),
-        epoch: keeper.checkpoint.epoch,
-        lanes,
-        identity: keeper.checkpoint.identity.clone(),
-    };
-    let stored = store.take_over(&claim(keeper)).await?;
-    if keeper.checkpoint.identity.0.is_empty()
-        && let Some(lane) = stored.iter().find(|l| !l.identity.0.is_empty())
-    {
-        // The checkpoint was lost but the target knows: its progress is bound to this source.
-        keeper.checkpoint.identity = lane.identity.clone();
-        return store.take_over(&claim(keeper)).await;
-    }
-    Ok(stored)
+    let (pipeline, checkpoint) = (Arc::clone(&spec.name), &keeper.checkpoint);
+    let identity = checkpoint.identity.clone();
+    store.take_over(&Claim { pipeline, epoch: checkpoint.epoch, lanes, identity }).await
 }
 
 /// The order may change only when drained; so may the number of lanes.
@@ -144,21 +146,35 @@ fn check_order(spec: &Spec, lanes: u32, checkpoint: &Checkpoint) -> Result<()> {
 /// Lanes may be added or taken away only when all of them stand at the same place.
 fn check_lanes(lanes: u32, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
     let Some(before) = stored.iter().map(|l| l.lanes).find(|&n| n > 0).filter(|&n| n != lanes) else { return Ok(()) };
-    let low = &checkpoint.partitions;
-    let ahead = stored
-        .iter()
-        .flat_map(|l| l.partitions.values())
-        .filter(|p| p.partition.as_str() != RETRIED)
-        .any(|p| low.get(&p.partition).and_then(|l| l.position.as_ref()).is_none_or(|l| p.position.rank > l.rank));
-    let single = before == 1 && lanes > 1;
-    if ahead && !single {
+    if before > 1 && some_lane_is_ahead(stored, checkpoint) {
         return Err(Error::config(
             "pipeline.lanes",
             format!("is {lanes} now and was {before}, and the lanes do not stand at one place"),
         )
-        .hint(format!("run once with lanes = {before} until drained and stop, then change it")));
+        .hint(format!("run once with lanes = {before} and stop it in an orderly way, then change it")));
     }
     Ok(())
+}
+
+/// A table may go to another lane (it got a unique or foreign key in the target) only when all lanes
+/// stand at the same place.
+fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
+    let same = checkpoint.routing.is_empty() || checkpoint.routing == routing;
+    if !same && lanes > 1 && some_lane_is_ahead(stored, checkpoint) {
+        return Err(Error::config(
+            "pipeline.order",
+            "unique or foreign keys of the target have changed, and the lanes do not stand at one place",
+        )
+        .hint("undo the change of the target, run and stop in an orderly way, then change it again"));
+    }
+    Ok(())
+}
+
+/// Whether a lane has committed something that not all of them have: no orderly stop came after it.
+fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool {
+    let low = |id: &PartitionId| checkpoint.partitions.get(id).and_then(|p| p.position.as_ref());
+    let positions = stored.iter().flat_map(|l| l.partitions.values()).filter(|p| p.partition.as_str() != RETRIED);
+    positions.into_iter().any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
 }
 
 /// Moves the checkpoint's positions up to what all lanes have committed.

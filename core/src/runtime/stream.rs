@@ -43,6 +43,8 @@ pub(crate) async fn stream(session: Session, shared: &Arc<Shared>, stop: &Cancel
 struct Coordinator {
     shared: Arc<Shared>,
     counters: Counters,
+    /// Of parts whose target transaction is open.
+    parts: Counters,
     letters: Arc<super::letters::Letters>,
     snapshot: crate::model::SnapshotProgress,
     stop_deadline: Duration,
@@ -74,8 +76,6 @@ struct LaneHandle {
     inbox: mpsc::Sender<Work>,
     ready: VecDeque<Unit>,
     at_lane: usize,
-    /// What the parts of a target transaction have that has not ended: counted with its last part.
-    parts: Counters,
 }
 
 struct InFlight {
@@ -116,7 +116,7 @@ impl Coordinator {
             let letters = Arc::clone(&session.letters);
             let task = LaneTask { writer, committed, tokens, letters, inbox: work, out: applied_out.clone() };
             lane_tasks.spawn(task.run());
-            lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0, parts: Counters::default() });
+            lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0 });
         }
         let mut checkpoint = session.keeper.checkpoint.clone();
         let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
@@ -125,6 +125,7 @@ impl Coordinator {
         let mut this = Self {
             shared: Arc::clone(shared),
             counters: session.counters,
+            parts: Counters::default(),
             letters: session.letters,
             snapshot: checkpoint.snapshot,
             stop_deadline: spec.stop_deadline,
@@ -223,12 +224,19 @@ impl Coordinator {
 
     fn on_applied(&mut self, applied: Applied) -> Result<()> {
         match applied {
-            Applied::Taken(id) => {
+            Applied::Taken(id, counters) => {
                 let Some(unit) = self.in_flight.get_mut(&id) else { return Ok(()) };
+                // Parts are counted with the last of them, which makes the transaction durable.
+                self.parts += counters;
+                if unit.ends {
+                    unit.counters = std::mem::take(&mut self.parts);
+                }
                 for (batch, changes) in unit.slices.drain(..) {
                     self.batches.applied(batch, changes);
                 }
-                self.lanes[unit.lane].at_lane -= 1;
+                if let Some(lane) = self.lanes.get_mut(unit.lane) {
+                    lane.at_lane -= 1;
+                }
                 if !unit.ends {
                     // Parts before the last carry no progress: done once they are taken.
                     self.in_flight.remove(&id);
@@ -254,6 +262,10 @@ impl Coordinator {
         Ok(())
     }
 
+    fn counters(&self) -> Counters {
+        Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters }
+    }
+
     /// Gives the lanes what the orderer has ready.
     fn hand_out(&mut self) -> Result<()> {
         if self.retrying == Retrying::Waiting && self.in_flight.is_empty() {
@@ -268,14 +280,14 @@ impl Coordinator {
             let slices = ordered.slices.iter().map(|s| (s.batch, s.changes.len())).collect();
             let unit = self.batches.resolve(ordered)?;
             let ends = unit.part.ends();
+            self.in_flight.insert(
+                unit.id,
+                InFlight { lane, slices, ends, progress: unit.progress.clone(), counters: Counters::default() },
+            );
             let handle = self
                 .lanes
                 .get_mut(lane)
                 .ok_or_else(|| Error::fatal(format!("the orderer chose lane {lane}, which is not there")))?;
-            handle.parts +=
-                Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Default::default() };
-            let counters = if ends { std::mem::take(&mut handle.parts) } else { Counters::default() };
-            self.in_flight.insert(unit.id, InFlight { lane, slices, ends, progress: unit.progress.clone(), counters });
             handle.ready.push_back(unit);
         }
         for lane in 0..self.lanes.len() {
@@ -309,7 +321,10 @@ impl Coordinator {
             let (out, stop) = (seed.out.clone(), seed.stop.clone());
             self.readers.spawn(async move {
                 let reader = source.open(&partition, &from).await?;
-                ReaderTask { partition: partition.id, reader, transforms, budget, out, acknowledged, stop }.run().await
+                let from = from.position.map(|p| p.rank);
+                ReaderTask { from, partition: partition.id, reader, transforms, budget, out, acknowledged, stop }
+                    .run()
+                    .await
             });
         }
     }
@@ -317,8 +332,7 @@ impl Coordinator {
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
         if self.lineage.moved() && self.saver.is_idle() {
-            let counters =
-                Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
+            let counters = self.counters();
             self.saver.save(self.lineage.snapshot(), counters);
         }
     }
@@ -329,8 +343,7 @@ impl Coordinator {
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();
         let progress: BTreeMap<PartitionId, Progress> = self.lineage.durable();
-        let counters =
-            Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
+        let counters = self.counters();
         let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
         let whole = progress.values().all(|p| visible(&p.position));
         let safe_time = self.lineage.safe_time().filter(|_| whole);
@@ -353,8 +366,7 @@ impl Coordinator {
             if well && result.is_ok() {
                 self.publish();
                 self.lineage.advance(self.orderer.low_watermark());
-                let counters =
-                    Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters };
+                let counters = self.counters();
                 let saved = self.saver.finish(self.lineage.snapshot(), counters).await?;
                 self.lineage.saved(&saved);
             }
@@ -390,8 +402,8 @@ impl Coordinator {
 
     fn on_applied_at_end(&mut self, applied: Applied) -> Result<()> {
         match applied {
-            Applied::Taken(_) | Applied::Retried => Ok(()),
-            durable @ Applied::Durable(_) => self.on_applied(durable),
+            Applied::Retried => Ok(()),
+            applied => self.on_applied(applied),
         }
     }
 }

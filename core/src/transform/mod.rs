@@ -21,6 +21,7 @@ pub use mask::{Mask, MaskRule};
 pub use pattern::TablePattern;
 pub use project::Project;
 pub use rename::Rename;
+pub(crate) use rewrite::after;
 pub use rewrite::{Rewriter, rewrite};
 pub use shard::Shard;
 
@@ -31,7 +32,7 @@ use crate::model::{BatchBuilder, ChangeBatch, Op, PartitionId, Position, TableSc
 ///
 /// Called for every batch of a partition in order, heartbeats included, from one task. It must keep
 /// the pieces' ranks and ends, and the batch's end and safe time: build with
-/// [`BatchBuilder`](crate::BatchBuilder), or with [`rewrite`], which does. The same batch must give
+/// [`BatchBuilder`], or with [`rewrite`], which does. The same batch must give
 /// the same result: after a crash it is asked again.
 pub trait Transform: Debug + Send {
     /// The batch as it goes on.

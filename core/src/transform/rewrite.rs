@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::Result;
-use crate::model::{BatchBuilder, ChangeBatch, ChangeRef, OldImage, Op, TableSchema, ValueRef};
+use crate::model::{BatchBuilder, ChangeBatch, ChangeRef, OldImage, Op, Rank, TableSchema, ValueRef};
 
 /// The batch in which each change is what `each` writes for it: at most one change, none to leave it out.
 ///
@@ -35,6 +35,31 @@ pub fn rewrite(
         for (index, sequence) in piece.changes.clone().zip(piece.first_sequence..) {
             out.sequence = sequence;
             each(batch.change(index as usize), &mut out)?;
+        }
+        if let Some(end) = &piece.end {
+            out.batch.commit(end.clone());
+        }
+    }
+    if let Some(bytes) = batch.lag_bytes() {
+        out.batch.lag_bytes(bytes);
+    }
+    out.batch.finish(batch.end().clone(), batch.safe_time())
+}
+
+/// What lies after `rank`: the rest of a batch of which a reader gives the beginning again.
+pub(crate) fn after(batch: &ChangeBatch, rank: &Rank) -> Result<ChangeBatch> {
+    let mut out = Rewriter { batch: BatchBuilder::new(batch.partition().clone()), sequence: 0 };
+    for piece in batch.pieces() {
+        let known = piece.changes.clone().take_while(|&i| batch.change(i as usize).rank() <= *rank).count();
+        let first = piece.first_sequence + known as u64;
+        let rest = piece.changes.start + known as u32..piece.changes.end;
+        if rest.is_empty() && piece.end.as_ref().is_none_or(|end| end.rank <= *rank) {
+            continue;
+        }
+        out.batch.begin(piece.transaction.clone(), first);
+        for (index, sequence) in rest.zip(first..) {
+            out.sequence = sequence;
+            out.keep(batch.change(index as usize));
         }
         if let Some(end) = &piece.end {
             out.batch.commit(end.clone());

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use anabranch_core::{BatchId, Op, OrderedUnit, Orderer, Part, PartitionId, Progress, UnitId};
+use anabranch_core::{BatchId, OrderedUnit, Orderer, Part, PartitionId, Progress, UnitId};
 use anabranch_testkit::generators::{Change, Dice, History};
 
 /// A change: its log, and its place in it.
@@ -262,12 +262,7 @@ impl<'h> Drive<'h> {
                 if stored.is_some_and(|p| change.rank <= p.position.rank) {
                     assert!(state.1, "{change:?} is skipped and was not applied, lane {} has {stored:?}", unit.lane);
                 } else {
-                    // A message belongs to no lane: it may be on another one now.
-                    assert!(
-                        !state.1 || change.op == Op::Message,
-                        "{change:?} is applied twice, lane {} has {stored:?}",
-                        unit.lane
-                    );
+                    assert!(!state.1, "{change:?} is applied twice, lane {} has {stored:?}", unit.lane);
                     changes.push(at);
                 }
             }

@@ -1,5 +1,6 @@
 //! Orderers against a sequential oracle.
 
+mod cases;
 mod drive;
 mod keys;
 mod windows;

@@ -63,6 +63,10 @@ impl Target for MariaTarget {
         format!("type = \"mysql\"\nurl = \"{url}\"\ncreate_tables = true\n")
     }
 
+    fn lossy(&self) -> &'static [&'static str] {
+        &["type:numeric", "type:double precision", "type:timestamp with time zone", "type:character varying"]
+    }
+
     async fn observe(&self) -> Option<Observation> {
         let mut reader = self.reader.lock().await;
         let seen = self.read(&mut reader).await;

@@ -19,8 +19,19 @@ pub(super) trait Target: Send + Sync {
     /// The `[sink]` section of the configuration, without its head.
     fn sink(&self) -> String;
 
+    /// The types whose rarest values it refuses, as `mapping.lossy` names them. The workload has
+    /// none of these values.
+    fn lossy(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// All rows in one snapshot. `None`: a table is not there yet, or the server is not.
     async fn observe(&self) -> Option<Observation>;
+
+    /// What the pipeline has stored about its progress, for the message of a failed run.
+    fn stored(&self) -> String {
+        String::new()
+    }
 
     /// Kills its server with SIGKILL and starts it again. False: it has no server.
     async fn crash(&self) -> Tested<bool>;

@@ -56,6 +56,14 @@ impl Target for PgTarget {
         format!("type = \"postgres\"\nurl = \"{}\"\ncreate_tables = true\n", self.server.url(DB))
     }
 
+    fn stored(&self) -> String {
+        let rows = |table: &str| {
+            let sql = format!("SELECT row_to_json(t)::text FROM anabranch.{table} t");
+            format!("{table}: {:?}\n", self.server.exec(DB, &sql))
+        };
+        ["lane", "position", "checkpoint", "dead_letter"].map(rows).concat()
+    }
+
     async fn observe(&self) -> Option<Observation> {
         let mut reader = self.reader.lock().await;
         let seen = self.read(&mut reader).await;

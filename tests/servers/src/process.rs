@@ -47,6 +47,7 @@ pub(crate) enum Signal {
     Int,
     Quit,
     Term,
+    Stop,
     Kill,
 }
 
@@ -102,6 +103,11 @@ impl Process {
         let mut child = self.lock();
         let Some(mut running) = child.take() else { return Ok(()) };
         let pid = self.pid().unwrap_or(running.id());
+        if matches!(with, Signal::Kill) {
+            // Or it starts another child after the list of them is made, which would survive it.
+            signal(Signal::Stop, &[pid])?;
+            wait_until(|| stat(pid).is_none_or(|(state, _)| state != 'R' && state != 'S' && state != 'D'));
+        }
         // Before the signal: afterwards the children have another parent.
         let children = children_of(pid);
         signal(with, &[pid])?;
@@ -158,12 +164,21 @@ impl Process {
     }
 }
 
+/// Waits for what takes an instant, as long as it may take on a busy machine.
+fn wait_until(met: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !met() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// The shell's own `kill`, for the standard library has no signals.
 fn signal(signal: Signal, pids: &[u32]) -> Result<()> {
     let name = match signal {
         Signal::Int => "INT",
         Signal::Quit => "QUIT",
         Signal::Term => "TERM",
+        Signal::Stop => "STOP",
         Signal::Kill => "KILL",
     };
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    BatchBuilder, ChangeBatch, Error, OldImage, Op, PartitionId, Position, Result, Timestamp, Transaction,
-    TruncateOptions, ValueRef,
+    BatchBuilder, ChangeBatch, Op, PartitionId, Position, Result, Timestamp, Transaction, TruncateOptions,
 };
 use bytes::Bytes;
 
+use super::output::{Open, Output, check_width, outside};
 use super::relation::{Described, Relation, Relations, Resolved};
+use super::streams::{Replay, Streams};
 use crate::decode::message::{Message, Old, decode};
 use crate::decode::tuple::{Tuple, TupleValue};
 use crate::error::protocol;
@@ -53,31 +54,9 @@ pub(crate) struct Assembler {
     /// Changes at or before this place were given in an earlier run.
     skip: (Lsn, u64),
     drop_origins: bool,
-}
-
-/// The batch being built and the transaction being read.
-#[derive(Debug)]
-struct Output {
-    partition: PartitionId,
-    batch: BatchBuilder,
-    /// The number of the batch, from 1.
-    generation: u64,
-    open: Option<Open>,
-}
-
-/// A transaction that has begun and not ended.
-#[derive(Debug)]
-struct Open {
-    commit_lsn: Lsn,
-    transaction: Transaction,
-    /// Changes read so far, left out ones included: numbers are the same in every run.
-    sequence: u64,
-    /// Changes up to this number were given in an earlier run.
-    skip_through: u64,
-    /// Its piece in this batch is open, and the next change to go into it has this number.
-    piece: Option<(u64, u64)>,
-    /// A piece of it was given, in this batch or an earlier one.
-    begun: bool,
+    streams: Streams,
+    /// A streamed transaction that was committed and is now read back.
+    replay: Option<Replay>,
 }
 
 impl Assembler {
@@ -93,12 +72,41 @@ impl Assembler {
             boundary,
             skip,
             drop_origins: start.drop_origins,
+            streams: Streams::default(),
+            replay: None,
         })
     }
 
-    /// Takes one pgoutput message.
+    /// Takes one pgoutput message. While [`Assembler::replay`] has something to do, it comes first.
     pub(crate) fn apply(&mut self, bytes: &[u8]) -> Result<Step> {
-        let (message, _) = decode(bytes, false).map_err(|e| protocol("cannot read a pgoutput message").because(e))?;
+        let (message, xid) = read(bytes, self.streams.is_open())?;
+        match message {
+            Message::StreamStart { xid, first } => self.streams.start(xid, first)?,
+            Message::StreamStop => self.streams.stop()?,
+            _ if self.streams.is_open() => self.streams.keep(xid, bytes)?,
+            Message::StreamAbort { xid, subxid } => self.streams.abort(xid, subxid),
+            Message::StreamCommit { xid, commit_lsn, end_lsn, commit_time } => {
+                self.replay = Some(self.streams.commit(xid, commit_lsn, end_lsn)?);
+                self.begin(commit_lsn, commit_time)?;
+            }
+            message => return self.take_in(message),
+        }
+        Ok(Step::Done)
+    }
+
+    /// Takes one message of a streamed transaction that was committed; `None` if there is none.
+    pub(crate) fn replay(&mut self) -> Result<Option<Step>> {
+        let Some(mut replay) = self.replay.take() else { return Ok(None) };
+        let Some(bytes) = replay.next()? else {
+            self.commit(replay.commit_lsn, replay.end_lsn)?;
+            return Ok(Some(Step::Done));
+        };
+        let step = self.take_in(read(bytes, false)?.0)?;
+        self.replay = Some(replay);
+        Ok(Some(step))
+    }
+
+    fn take_in(&mut self, message: Message<'_>) -> Result<Step> {
         match message {
             Message::Insert { relation, new } => self.insert(relation, new)?,
             Message::Update { relation, old, new } => self.update(relation, old, new)?,
@@ -121,7 +129,7 @@ impl Assembler {
             | Message::StreamStop
             | Message::StreamCommit { .. }
             | Message::StreamAbort { .. } => {
-                return Err(protocol("the server streams an unfinished transaction, which was not asked for"));
+                return Err(protocol("a stream within a transaction"));
             }
         }
         Ok(Step::Done)
@@ -303,118 +311,12 @@ impl Assembler {
     }
 }
 
-impl Output {
-    /// Counts a change of the open transaction and begins it in the batch, unless it is to be left out.
-    fn change(&mut self, relation: &mut Relation, op: Op) -> Result<bool> {
-        if !self.next_change(Some(relation))? {
-            return Ok(false);
-        }
-        let index = self.slot(relation);
-        self.batch.change(op, index);
-        Ok(true)
-    }
-
-    fn next_change(&mut self, relation: Option<&mut Relation>) -> Result<bool> {
-        let open = self.open.as_mut().ok_or_else(outside)?;
-        open.sequence += 1;
-        let copied = relation.as_ref().is_some_and(|r| open.commit_lsn < r.copied_until);
-        if open.sequence <= open.skip_through || copied {
-            return Ok(false);
-        }
-        let sequence = open.sequence;
-        if let Some(relation) = relation.filter(|r| r.announce) {
-            relation.announce = false;
-            // It has the number of the change before it, so that numbers stay the same in a run that
-            // begins later and has nothing to announce.
-            self.begin_piece(sequence - 1);
-            let index = self.slot(relation);
-            self.batch.change(Op::Schema, index);
-            self.begin_piece(sequence);
-        } else if open.piece != Some((self.generation, sequence)) {
-            self.begin_piece(sequence);
-        }
-        if let Some(open) = self.open.as_mut() {
-            open.piece = Some((self.generation, sequence + 1));
-        }
-        Ok(true)
-    }
-
-    fn begin_piece(&mut self, sequence: u64) {
-        if let Some(open) = self.open.as_mut() {
-            open.begun = true;
-            self.batch.begin(open.transaction.clone(), sequence);
-        }
-    }
-
-    fn slot(&mut self, relation: &mut Relation) -> usize {
-        if relation.slot.0 != self.generation {
-            relation.slot = (self.generation, self.batch.schema(&relation.schema));
-        }
-        relation.slot.1
-    }
-
-    fn row(&mut self, relation: &Relation, row: Tuple<'_>) -> Result<()> {
-        check_width(relation, row)?;
-        for (at, value) in row.values().enumerate() {
-            self.push(relation, at, value)?;
-        }
-        Ok(())
-    }
-
-    fn old_row(&mut self, relation: &Relation, old: Old<'_>) -> Result<()> {
-        if old.full {
-            self.batch.old_row(OldImage::Full);
-            return self.row(relation, old.row);
-        }
-        check_width(relation, old.row)?;
-        self.batch.old_row(OldImage::Key);
-        for (at, value) in old.row.values().enumerate() {
-            // Outside the identity NULL means "not sent".
-            let value = if relation.described.columns[at].key { value } else { TupleValue::Unchanged };
-            self.push(relation, at, value)?;
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, relation: &Relation, at: usize, value: TupleValue<'_>) -> Result<()> {
-        self.batch.push(match value {
-            TupleValue::Text(bytes) => match std::str::from_utf8(bytes) {
-                Ok(text) => ValueRef::Text(text),
-                Err(_) => return Err(not_text(relation, at)),
-            },
-            TupleValue::Null => ValueRef::Null,
-            TupleValue::Unchanged => ValueRef::Unchanged,
-            TupleValue::Binary(_) => return Err(protocol("the server sends binary values, which were not asked for")),
-        });
-        Ok(())
-    }
+fn read(bytes: &[u8], streaming: bool) -> Result<(Message<'_>, Option<u32>)> {
+    decode(bytes, streaming).map_err(|e| protocol("cannot read a pgoutput message").because(e))
 }
 
 fn known(relations: &mut Relations, oid: u32) -> Result<&mut Relation> {
     relations.get(oid).ok_or_else(|| protocol(format!("a change of relation {oid}, which was not described")))
-}
-
-fn check_width(relation: &Relation, row: Tuple<'_>) -> Result<()> {
-    if row.len() == relation.schema.columns.len() {
-        return Ok(());
-    }
-    Err(protocol(format!(
-        "a row of {} columns for {}, which has {}",
-        row.len(),
-        relation.schema.name,
-        relation.schema.columns.len()
-    )))
-}
-
-fn not_text(relation: &Relation, at: usize) -> Error {
-    let column = relation.schema.columns.get(at).map_or("?", |c| c.name.as_str());
-    Error::fatal(format!("a value of column {column} of {} is not valid UTF-8", relation.schema.name)).hint(
-        "the database's encoding is probably SQL_ASCII; repair the value, or leave the column out of the publication",
-    )
-}
-
-fn outside() -> Error {
-    protocol("a change outside of any transaction")
 }
 
 #[cfg(test)]

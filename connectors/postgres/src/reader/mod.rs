@@ -2,7 +2,9 @@
 
 pub(crate) mod assemble;
 mod clock;
+mod output;
 pub(crate) mod relation;
+mod streams;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -156,6 +158,14 @@ impl Reader {
         loop {
             if self.assembler.is_full() {
                 return Ok(Consumed::Enough);
+            }
+            match self.assembler.replay()? {
+                None => {}
+                Some(Step::Done) => continue,
+                Some(Step::Describe(unknown)) => {
+                    self.unknown = Some(unknown);
+                    return Ok(Consumed::Unknown);
+                }
             }
             let body = match self.connection.buffered()? {
                 None => return Ok(Consumed::All),

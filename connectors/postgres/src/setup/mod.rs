@@ -3,7 +3,7 @@
 mod publication;
 pub(crate) mod slot;
 
-use anabranch_core::{Checkpoint, Error, ErrorKind, Result, SourceIdentity};
+use anabranch_core::{Checkpoint, Error, ErrorKind, Position, Result, SourceIdentity};
 use tokio_postgres::Client;
 
 use crate::error::classify;
@@ -52,8 +52,10 @@ fn reached(resume: &Checkpoint) -> Result<Option<Lsn>> {
     if streamed.is_some() {
         return Ok(streamed);
     }
-    // Copied, and nothing streamed yet: changes since the earliest copy must still come.
-    let copied = resume.snapshot.tables.values().map(|t| Lsn::of_rank(&t.point).map(|(lsn, _)| lsn));
+    // Copied, and nothing streamed yet: changes since the earliest copy must still come. A table
+    // whose copy was about to be planned has no point yet.
+    let planned = resume.snapshot.tables.values().filter(|t| t.point != Position::default());
+    let copied = planned.map(|t| Lsn::of_rank(&t.point).map(|(lsn, _)| lsn));
     Ok(copied.collect::<Result<Vec<_>>>()?.into_iter().min())
 }
 

@@ -60,7 +60,7 @@ impl Values for NetRow<'_> {
 pub(crate) struct Applier<'w> {
     pub(crate) client: &'w Arc<Client>,
     pub(crate) flight: Flight<'w, Tag>,
-    pub(crate) plans: &'w Plans,
+    pub(crate) plans: &'w mut Plans,
     pub(crate) statements: &'w mut Statements,
     /// Foreign keys and triggers of the target do not act.
     pub(crate) replica: bool,
@@ -69,7 +69,7 @@ pub(crate) struct Applier<'w> {
 impl<'w> Applier<'w> {
     pub(crate) fn new(
         client: &'w Arc<Client>,
-        plans: &'w Plans,
+        plans: &'w mut Plans,
         statements: &'w mut Statements,
         replica: bool,
     ) -> Self {

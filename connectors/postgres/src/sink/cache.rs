@@ -63,6 +63,21 @@ impl Plans {
         Ok(())
     }
 
+    /// Looks at the targets of the unit at hand again. The caller has locked them, so that they stay so.
+    pub(crate) async fn refresh(&mut self, client: &Client) -> Result<()> {
+        let schemas: Vec<Arc<TableSchema>> = self.current.drain(..).map(|p| Arc::clone(&p.source)).collect();
+        for schema in &schemas {
+            self.by_name.remove(&schema.name);
+            self.plan(client, schema).await?;
+        }
+        Ok(())
+    }
+
+    /// The targets of the unit at hand, by their quoted names.
+    pub(crate) fn targets(&self) -> Vec<String> {
+        self.current.iter().map(|p| p.target.sql()).collect()
+    }
+
     /// The plan of a table of the unit at hand.
     pub(crate) fn get(&self, schema: &Arc<TableSchema>) -> Option<&Arc<Plan>> {
         self.current

@@ -36,8 +36,10 @@ fn is_postgres(column: &Column) -> bool {
     match (native::data_type(native), &column.data_type) {
         (_, DataType::Enum { .. }) => !native.is_empty() && !native.contains('(') && native != "enum",
         (DataType::Other(parsed), DataType::Other(said)) => parsed == *said || !native.contains('('),
-        (DataType::Array(a), DataType::Array(b)) => matches!(*a, DataType::Other(_)) || a == *b,
-        // Ours for a type that is built from others, and so not a name of PostgreSQL's.
+        (DataType::Array(a), DataType::Array(b)) => {
+            a == *b || matches!((*a, &**b), (DataType::Other(_), DataType::Enum { .. } | DataType::Other(_)))
+        }
+        // A domain, or another engine's name: created as the type that it is made of.
         (DataType::Other(_), _) => false,
         (parsed, said) => parsed == *said,
     }
@@ -45,7 +47,7 @@ fn is_postgres(column: &Column) -> bool {
 
 fn stored_in(column: &Column, there: &Column) -> Contract {
     let (from, to) = (&column.data_type, &there.data_type);
-    if is_postgres(column) && same_native(&column.native, &there.native) {
+    if same_native(&column.native, &there.native) {
         return Contract::new(&there.native, Exact);
     }
     let (mut fidelity, mut note) = fits(from, to);
@@ -158,6 +160,9 @@ mod tests {
         for native in ["numeric(10,2)", "jsonb", "timestamp with time zone", "integer[]", "inet", "tstzrange"] {
             assert_eq!(contract(&there(native), None), Contract::new(native, Exact));
         }
+        let positive = column(DataType::Int32, "public.positive");
+        assert_eq!(contract(&positive, None), Contract::new("integer", Exact));
+        assert_eq!(contract(&positive, Some(&positive)).fidelity, Exact);
         let mood = column(DataType::Enum { labels: vec!["a".into()] }, "public.mood");
         assert_eq!(contract(&mood, None), Contract::new("public.mood", Exact));
     }

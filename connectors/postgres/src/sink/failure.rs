@@ -24,6 +24,8 @@ pub(crate) enum Failure {
         /// The row's key, where it is known.
         what: Option<String>,
     },
+    /// Deleting rows and inserting them again would have effects of its own.
+    Unreplaceable,
     /// A newer run has taken the pipeline over.
     Fenced,
     /// Anything else.
@@ -60,7 +62,7 @@ impl Failure {
                 },
                 None => Next::GiveUp,
             },
-            Self::Missing { .. } => Next::InOrder,
+            Self::Missing { .. } | Self::Unreplaceable => Next::InOrder,
             Self::Fenced | Self::Broken(_) => Next::GiveUp,
         }
     }
@@ -86,6 +88,7 @@ impl Failure {
     pub(crate) fn into_error(self) -> Error {
         match self {
             Self::Broken(error) => error,
+            Self::Unreplaceable => Error::fatal("rows that may not be replaced were not applied in order either"),
             Self::Fenced => Error::fenced("a newer run has taken this pipeline over"),
             Self::Missing { plan, what } => {
                 let what = what.map_or_else(|| "such a row".to_owned(), |w| format!("the row with key ({w})"));

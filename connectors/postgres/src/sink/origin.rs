@@ -42,7 +42,10 @@ pub(crate) async fn set_up(client: &Client, wanted: Privilege, origin: &str, ses
                  pg_replication_origin_session_setup(text) TO <user>",
             ))
         }
-        Some(code) if denied(code) => Ok(()),
+        Some(code) if denied(code) => {
+            tracing::warn!(origin, reason = %classify(error, "not allowed"), "writes carry no replication origin");
+            Ok(())
+        }
         _ => Err(classify(error, "cannot set up the replication origin")),
     }
 }

@@ -9,7 +9,7 @@ use anabranch_core::{DataType, Error, Result, TableSchema};
 
 use super::params::Encoding;
 use super::table::{Identity, Table, TargetColumn};
-use crate::store::quote;
+use crate::sql::ident;
 
 /// How one version of a source table is written to its target table.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Plan {
                     .hint(format!(
                         "run on the target: ALTER TABLE {} ADD COLUMN {} {}",
                         target.sql(),
-                        quote(&column.name),
+                        ident(&column.name),
                         column.native
                     )));
                 }
@@ -107,7 +107,7 @@ impl Plan {
             Some(index) if index.arbiter => Ok(Arbiter::Index),
             Some(_) => Ok(Arbiter::Join),
             None => {
-                let list: Vec<String> = key.iter().map(|c| quote(c)).collect();
+                let list: Vec<String> = key.iter().map(|c| ident(c)).collect();
                 let list = list.join(", ");
                 Err(Error::config(
                     format!("target table {}", self.target.name),
@@ -147,7 +147,7 @@ impl Plan {
     pub(crate) fn insert(&self, columns: &[u16], extra: &[usize]) -> String {
         let all: Vec<&TargetColumn> =
             columns.iter().map(|&c| self.column(c)).chain(extra.iter().map(|&e| &self.target.columns[e])).collect();
-        let names: Vec<String> = all.iter().map(|c| quote(&c.name)).collect();
+        let names: Vec<String> = all.iter().map(|c| ident(&c.name)).collect();
         let overriding =
             if all.iter().any(|c| c.identity == Some(Identity::Always)) { " OVERRIDING SYSTEM VALUE" } else { "" };
         let (values, from) = unnest(&all);
@@ -157,11 +157,11 @@ impl Plan {
     /// `INSERT` that updates the rows which are there.
     pub(crate) fn upsert(&self, columns: &[u16]) -> String {
         let mut sql = self.insert(columns, &[]);
-        let key: Vec<String> = self.source.key.iter().map(|&k| quote(&self.column(k).name)).collect();
+        let key: Vec<String> = self.source.key.iter().map(|&k| ident(&self.column(k).name)).collect();
         let set: Vec<String> = self
             .settable(columns)
             .map(|c| {
-                let name = quote(&c.name);
+                let name = ident(&c.name);
                 format!("{name} = EXCLUDED.{name}")
             })
             .collect();
@@ -183,7 +183,7 @@ impl Plan {
             .filter_map(|k| {
                 let at = columns.iter().position(|c| c == k)?;
                 let column = self.column(*k);
-                Some(format!("t.{} = {}", quote(&column.name), value(column, at)))
+                Some(format!("t.{} = {}", ident(&column.name), value(column, at)))
             })
             .collect();
         let insert = self.insert(columns, &[]);
@@ -198,7 +198,7 @@ impl Plan {
             .filter(|&&c| {
                 let data_type = &self.source.columns[usize::from(c)].data_type;
                 let exact = !matches!(data_type, DataType::Decimal { .. } | DataType::Float32 | DataType::Float64);
-                !self.is_key(c) || !(exact && data_type.text_equality())
+                !(self.is_key(c) && exact && data_type.text_equality())
             })
             .map(|&c| self.column(c))
             .filter(|c| c.identity != Some(Identity::Always))
@@ -209,13 +209,13 @@ impl Plan {
         let all: Vec<&TargetColumn> = columns.iter().map(|&c| self.column(c)).collect();
         let place = |c: &TargetColumn| all.iter().position(|a| a.name == c.name).unwrap_or_default();
         let set: Vec<String> =
-            self.settable(columns).map(|c| format!("{} = s.c{}", quote(&c.name), place(c))).collect();
+            self.settable(columns).map(|c| format!("{} = s.c{}", ident(&c.name), place(c))).collect();
         let key: Vec<String> = self
             .source
             .key
             .iter()
             .map(|&k| self.column(k))
-            .map(|c| format!("t.{} = s.c{}", quote(&c.name), place(c)))
+            .map(|c| format!("t.{} = s.c{}", ident(&c.name), place(c)))
             .collect();
         let (table, from, key) = (self.target.sql(), named(&all), key.join(" AND "));
         if set.is_empty() {
@@ -232,7 +232,7 @@ impl Plan {
         if let [only] = key[..] {
             // Only where the element's own operator is sure to be found.
             if only.unnests && !only.base.contains(['.', '"']) {
-                return format!("DELETE FROM {table} AS t WHERE t.{} = ANY ($1::{}[])", quote(&only.name), only.base);
+                return format!("DELETE FROM {table} AS t WHERE t.{} = ANY ($1::{}[])", ident(&only.name), only.base);
             }
         }
         let matches = joined(&key, 0);
@@ -247,7 +247,7 @@ impl Plan {
         let set: Vec<String> = columns
             .iter()
             .enumerate()
-            .map(|(n, &c)| format!("{} = s.c{}", quote(&self.column(c).name), n + key.len()))
+            .map(|(n, &c)| format!("{} = s.c{}", ident(&self.column(c).name), n + key.len()))
             .collect();
         let matches = joined(&key, 0);
         format!("UPDATE {} AS t SET {} FROM {} AS s WHERE {matches}", self.target.sql(), set.join(", "), named(&all),)
@@ -259,7 +259,7 @@ impl Plan {
         let (mut here, mut there) = (Vec::new(), Vec::new());
         for (n, &c) in image.iter().enumerate() {
             let column = self.column(c);
-            here.push(format!("t.{}", quote(&column.name)));
+            here.push(format!("t.{}", ident(&column.name)));
             // With its modifier: padded and rounded as it was when it was stored.
             there.push(format!("s.c{n}::{}", column.native));
         }
@@ -288,7 +288,7 @@ impl Plan {
             .iter()
             .enumerate()
             .filter(|(_, c)| self.column(**c).identity != Some(Identity::Always))
-            .map(|(n, &c)| format!("{} = f.c{}", quote(&self.column(c).name), n + image.len()))
+            .map(|(n, &c)| format!("{} = f.c{}", ident(&self.column(c).name), n + image.len()))
             .collect();
         format!(
             "UPDATE {} AS t SET {} FROM ({found}) AS f WHERE t.ctid = f.c AND t.tableoid = f.o",
@@ -303,10 +303,10 @@ impl Plan {
         let key: Vec<&TargetColumn> = self.source.key.iter().map(|&k| self.column(k)).collect();
         let mut values = String::from("s.n");
         for &c in target_columns {
-            _ = write!(values, ", t.{}::text", quote(&self.target.columns[c].name));
+            _ = write!(values, ", t.{}::text", ident(&self.target.columns[c].name));
         }
         let matches: Vec<String> =
-            key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", quote(&c.name), value(c, n))).collect();
+            key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", ident(&c.name), value(c, n))).collect();
         let (arrays, names) = arrays(&key);
         format!(
             "SELECT {values} FROM {} AS t, unnest({arrays}) WITH ORDINALITY AS s({names}, n) WHERE {}",
@@ -317,7 +317,7 @@ impl Plan {
 
     /// `COPY` of rows with these columns.
     pub(crate) fn copy(&self, columns: &[u16]) -> String {
-        let names: Vec<String> = columns.iter().map(|&c| quote(&self.column(c).name)).collect();
+        let names: Vec<String> = columns.iter().map(|&c| ident(&self.column(c).name)).collect();
         format!("COPY {} ({}) FROM STDIN", self.target.sql(), names.join(", "))
     }
 }
@@ -357,6 +357,6 @@ fn named(columns: &[&TargetColumn]) -> String {
 /// A condition that joins the target's `columns` with those of the from item, counted from `first`.
 fn joined(columns: &[&TargetColumn], first: usize) -> String {
     let matches: Vec<String> =
-        columns.iter().enumerate().map(|(n, c)| format!("t.{} = s.c{}", quote(&c.name), n + first)).collect();
+        columns.iter().enumerate().map(|(n, c)| format!("t.{} = s.c{}", ident(&c.name), n + first)).collect();
     matches.join(" AND ")
 }

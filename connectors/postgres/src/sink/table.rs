@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Row};
 use super::native;
 use super::params::Encoding;
 use crate::error::classify;
-use crate::store::quote;
+use crate::sql::ident;
 
 /// A table of the target.
 #[derive(Debug)]
@@ -79,12 +79,16 @@ const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text \
     ORDER BY array_position(current_schemas(false), n.nspname) LIMIT 1";
 
 const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), \
-      a.attnotnull, a.atthasdef, a.attidentity::text, a.attgenerated::text, t.typtype::text, t.typcategory::text, \
-      t.typarray <> 0 AND t.typdelim = ',' AND t.typcategory <> 'A' AND coalesce(b.typtype, t.typtype) <> 'c', \
-      ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder), \
-      format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), -1) \
+      a.attnotnull, a.atthasdef, a.attidentity::text, a.attgenerated::text, t.typcategory::text, \
+      t.typarray <> 0 AND t.typdelim = ',' AND t.typcategory <> 'A' AND b.typtype <> 'c', \
+      ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = d.oid ORDER BY e.enumsortorder), \
+      format_type(d.oid, d.modifier) \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-    LEFT JOIN pg_catalog.pg_type b ON b.oid = nullif(t.typbasetype, 0) \
+    CROSS JOIN LATERAL (WITH RECURSIVE d(oid, modifier) AS ( \
+        SELECT t.oid, a.atttypmod UNION ALL \
+        SELECT p.typbasetype, p.typtypmod FROM d JOIN pg_catalog.pg_type p ON p.oid = d.oid WHERE p.typtype = 'd') \
+        SELECT d.oid, d.modifier FROM d JOIN pg_catalog.pg_type p ON p.oid = d.oid WHERE p.typtype <> 'd') AS d \
+    JOIN pg_catalog.pg_type b ON b.oid = d.oid \
     WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum";
 
 const INDEXES: &str = "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, n) \
@@ -144,7 +148,7 @@ impl Table {
 
     /// Its name, quoted.
     pub(crate) fn sql(&self) -> String {
-        format!("{}.{}", quote(&self.name.schema), quote(&self.name.name))
+        format!("{}.{}", ident(&self.name.schema), ident(&self.name.name))
     }
 
     /// The place of a column.
@@ -183,12 +187,13 @@ pub(crate) async fn read_qualified(client: &Client, name: &TableName) -> Result<
 
 fn column(row: &Row) -> TargetColumn {
     let native: String = row.get(1);
-    let (kind, category): (String, String) = (row.get(7), row.get(8));
-    let labels: Vec<String> = row.get(10);
-    let storage: String = row.get(11);
+    let category: String = row.get(7);
+    let labels: Vec<String> = row.get(9);
+    // What a domain is made of, its own and those of the domains below it.
+    let storage: String = row.get(10);
     TargetColumn {
         name: row.get(0),
-        data_type: if kind == "e" { DataType::Enum { labels } } else { native::data_type(&native) },
+        data_type: if labels.is_empty() { native::data_type(&storage) } else { DataType::Enum { labels } },
         base: row.get(2),
         not_null: row.get(3),
         has_default: row.get(4),
@@ -198,7 +203,7 @@ fn column(row: &Row) -> TargetColumn {
             _ => None,
         },
         generated: !row.get::<_, String>(6).is_empty(),
-        unnests: row.get(9),
+        unnests: row.get(8),
         encoding: match (storage.as_str(), category.as_str()) {
             ("bytea", _) => Encoding::Bytea,
             (_, "N") => Encoding::Number,

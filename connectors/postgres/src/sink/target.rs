@@ -14,7 +14,7 @@ use super::contract::contract;
 use super::session::Session;
 use super::table::{self, Identity, Table};
 use crate::error::classify;
-use crate::store::quote;
+use crate::sql::ident;
 
 /// The target's tables.
 #[derive(Debug)]
@@ -71,12 +71,13 @@ impl TargetSchema for Target {
         let session = self.session().await?;
         let (client, _) = client(&session)?;
         let mut sql = String::from("BEGIN;");
-        sql.push_str(&missing_schema(client, &quote(&table.name.schema)).await?);
+        sql.push_str(&missing_schema(client, &ident(&table.name.schema)).await?);
         let mut enums: Vec<&str> = Vec::new();
         for column in &table.columns {
-            if !enums.contains(&column.native.as_str()) {
+            let native = column.native.trim_end_matches("[]");
+            if !enums.contains(&native) {
                 sql.push_str(&missing_enum(client, column).await?);
-                enums.push(&column.native);
+                enums.push(native);
             }
         }
         sql.push_str(&statement);
@@ -172,8 +173,8 @@ fn warnings(table: &Table, key: &[u16], replica: bool) -> Vec<String> {
 
 fn create_table(table: &TableSchema) -> Result<String> {
     let name = match table.name.schema.as_str() {
-        "" => quote(&table.name.name),
-        schema => format!("{}.{}", quote(schema), quote(&table.name.name)),
+        "" => ident(&table.name.name),
+        schema => format!("{}.{}", ident(schema), ident(&table.name.name)),
     };
     let mut lines = Vec::with_capacity(table.columns.len() + 1);
     // What computes a generated column is not known here: it is left out, and not replicated.
@@ -186,10 +187,10 @@ fn create_table(table: &TableSchema) -> Result<String> {
             ));
         }
         let null = if !column.nullable || table.is_key(i) { " NOT NULL" } else { "" };
-        lines.push(format!("    {} {}{null}", quote(&column.name), contract.native));
+        lines.push(format!("    {} {}{null}", ident(&column.name), contract.native));
     }
     if !table.key.is_empty() {
-        let key: Vec<String> = table.key_columns().map(|c| quote(&c.name)).collect();
+        let key: Vec<String> = table.key_columns().map(|c| ident(&c.name)).collect();
         lines.push(format!("    PRIMARY KEY ({})", key.join(", ")));
     }
     Ok(format!("CREATE TABLE {name} (\n{}\n)", lines.join(",\n")))
@@ -209,8 +210,12 @@ async fn missing_schema(client: &Client, schema: &str) -> Result<String> {
 
 /// The statement that creates a column's enumeration, if the target does not have it.
 async fn missing_enum(client: &Client, column: &Column) -> Result<String> {
-    let DataType::Enum { labels } = &column.data_type else { return Ok(String::new()) };
-    let native = contract(column, None).native;
+    let mut data_type = &column.data_type;
+    while let DataType::Array(of) = data_type {
+        data_type = of;
+    }
+    let DataType::Enum { labels } = data_type else { return Ok(String::new()) };
+    let native = contract(column, None).native.trim_end_matches("[]").to_owned();
     if native == "text" || labels.is_empty() {
         return Ok(String::new());
     }

@@ -77,7 +77,7 @@ impl PostgresWriter {
             return Err(Error::fatal("the parts of a unit are out of order"));
         }
         self.plans.prepare(&session.client, unit).await?;
-        let mut applier = Applier::new(&session.client, &self.plans, &mut self.statements, session.replica);
+        let mut applier = Applier::new(&session.client, &mut self.plans, &mut self.statements, session.replica);
         if begins {
             // Foreign keys that may wait do so: within a transaction rows come in any order.
             let deferred = if session.replica { "" } else { "; SET CONSTRAINTS ALL DEFERRED" };
@@ -152,8 +152,8 @@ async fn stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &
     fence_stream(applier, shared, lane, unit).await;
     let net = steps(unit);
     let mut mode = Mode::Net;
+    savepoint(applier, unit).await;
     loop {
-        applier.flight.simple(Tag::Control, "SAVEPOINT unit".to_owned()).await;
         let failure = match attempt(applier, shared, lane, unit, &net, mode).await {
             Ok(()) => return Ok(()),
             Err(failure) => failure,
@@ -163,10 +163,21 @@ async fn stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &
             (Mode::Net, Next::Replace) if applier.may_replace(&net) => Mode::Replace,
             _ => Mode::InOrder,
         };
-        if applier.client.batch_execute("ROLLBACK TO SAVEPOINT unit; RELEASE SAVEPOINT unit").await.is_err() {
-            return Err(failure);
-        }
+        back_to_savepoint(applier).await?;
     }
+}
+
+/// The place to go back to when another mode has to be tried. It is kept until the unit's answers are
+/// all judged, which is when the next part comes, or at the commit.
+async fn savepoint(applier: &mut Applier<'_>, unit: &Unit) {
+    let release = if matches!(unit.part, Part::Whole | Part::First) { "" } else { "RELEASE SAVEPOINT unit; " };
+    applier.flight.simple(Tag::Control, format!("{release}SAVEPOINT unit")).await;
+}
+
+/// If this fails the connection is lost, and that is the error: the refusal before it was not the last word.
+async fn back_to_savepoint(applier: &mut Applier<'_>) -> Result<(), Failure> {
+    let back = applier.client.batch_execute("ROLLBACK TO SAVEPOINT unit").await;
+    back.map_err(|error| Failure::Refused { error, plan: None })
 }
 
 async fn attempt(
@@ -186,7 +197,6 @@ async fn attempt(
         // Answers still on their way belong to this attempt; an earlier refusal is the cause.
         return Err(applier.settle().await.err().unwrap_or(failure));
     }
-    applier.flight.simple(Tag::Control, "RELEASE SAVEPOINT unit".to_owned()).await;
     progress(applier, shared, lane, unit).await?;
     applier.settle().await
 }
@@ -247,19 +257,16 @@ async fn progress(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
 /// answer was lost) makes `COPY` fail: then the rows are upserted.
 async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &Unit) -> Result<(), Failure> {
     fence_snapshot(applier, shared, lane).await;
-    applier.flight.simple(Tag::Control, "SAVEPOINT unit".to_owned()).await;
+    savepoint(applier, unit).await;
     applier.settle().await?;
     match applier.copy(unit).await {
         Ok(()) => {}
         Err(failure) if failure.next() == Next::GiveUp && !failure.is_copy_unsupported() => return Err(failure),
-        Err(failure) => {
-            if applier.client.batch_execute("ROLLBACK TO SAVEPOINT unit").await.is_err() {
-                return Err(failure);
-            }
+        Err(_) => {
+            back_to_savepoint(applier).await?;
             applier.steps(&steps(unit)).await?;
         }
     }
-    applier.flight.simple(Tag::Control, "RELEASE SAVEPOINT unit".to_owned()).await;
     applier.settle().await
 }
 

@@ -80,7 +80,7 @@ impl ChunkReader {
                 count += 1;
                 Ok::<_, Broken>(())
             })
-            .and_then(|()| if count == width { Ok(()) } else { Err(Broken::Width(count)) })
+            .and_then(|()| (count == width).then_some(()).ok_or(Broken::Width(count)))
             .map_err(|broken| broken.into_error(schema, &self.what))?;
         }
         self.sequence += 1;

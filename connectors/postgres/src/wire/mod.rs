@@ -13,6 +13,7 @@ use std::future::poll_fn;
 use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use anabranch_core::{Error, Result};
 use bytes::BytesMut;
@@ -26,6 +27,9 @@ use stream::Stream;
 
 /// CopyBothResponse, which postgres-protocol does not know.
 const COPY_BOTH_RESPONSE_TAG: u8 = b'W';
+
+/// How long the server may take to end a session: it first sends what it is at.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A row of a simple query, as text.
 pub(crate) type TextRow = Vec<Option<String>>;
@@ -98,7 +102,13 @@ impl Connection {
                 backend::COPY_DATA_TAG => return Ok(Some(Event::Data(body))),
                 backend::COPY_DONE_TAG | backend::COMMAND_COMPLETE_TAG => return Ok(Some(Event::Done)),
                 backend::ERROR_RESPONSE_TAG => {
-                    return Err(server_error(self.inbox.body(body)).into_error("the server ended the replication"));
+                    let mut e = server_error(self.inbox.body(body));
+                    if e.code == "42704" && e.message.contains("publication") {
+                        // The server reads the publication as it was when the change was made.
+                        e.hint =
+                            Some("the slot is older than the publication: drop the slot and start anew".to_owned());
+                    }
+                    return Err(e.into_error("the server ended the replication"));
                 }
                 backend::NOTICE_RESPONSE_TAG | backend::PARAMETER_STATUS_TAG | backend::READY_FOR_QUERY_TAG => {}
                 other => {
@@ -146,11 +156,15 @@ impl Connection {
         .await
     }
 
-    /// Ends the session in an orderly way, as far as the server still listens.
+    /// Ends the session, and waits a moment for the server to notice, so that the slot is free on return.
     pub(crate) async fn close(mut self) {
-        self.outbox.clear();
         frontend::terminate(&mut self.outbox);
-        let _ = self.send_now().await;
+        let ended = async {
+            while self.fill().await.is_ok() {
+                while let Ok(Some(_)) = self.inbox.message() {}
+            }
+        };
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 
     /// The next message, whatever it is.

@@ -1,5 +1,9 @@
 //! The sink on real servers.
 
+mod apply;
 mod conformance;
+mod speed;
 mod support;
+mod target;
+mod transactions;
 mod types;

@@ -81,6 +81,25 @@ pub fn append(file: &Path, text: &str) {
 }
 
 impl PgServer {
+    /// A standby of this server, on a port of its own.
+    pub fn standby(&self) -> PgServer {
+        let folder = tempfile::tempdir().unwrap();
+        Command::new("chown").arg("postgres").arg(folder.path()).status().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let data = folder.path().join("data");
+        let output = unprivileged(&self.binaries.join("pg_basebackup"))
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-c", "fast", "-R", "-p", &self.port.to_string(), "-D"])
+            .arg(&data)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let own = format!("port = {port}\nunix_socket_directories = '{}'\n", folder.path().display());
+        append(&data.join("postgresql.conf"), &own);
+        let mut server = PgServer { folder, binaries: self.binaries.clone(), port, child: None };
+        server.launch();
+        server
+    }
+
     pub fn launch(&mut self) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         let child = unprivileged(&self.binaries.join("postgres"))

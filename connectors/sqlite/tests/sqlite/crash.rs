@@ -10,13 +10,14 @@ use rusqlite::Connection;
 use crate::support::*;
 
 const FILE: &str = "ANABRANCH_CRASH_FILE";
+const EPOCH: &str = "ANABRANCH_CRASH_EPOCH";
 
 /// The process that is killed: this test binary, run again with the file in its environment.
 #[tokio::test]
 async fn child() {
     let Ok(path) = std::env::var(FILE) else { return };
     let sqlite = Sqlite::open(&path);
-    let epoch = std::process::id().into();
+    let epoch = std::env::var(EPOCH).unwrap().parse().unwrap();
     let stored = sqlite.take_over(&claim(epoch)).await.unwrap();
     let done = stored.first().and_then(|l| l.partitions.get(&PartitionId::new("slot")).cloned());
     let done: u64 = done.map_or(0, |p| String::from_utf8(p.position.token.to_vec()).unwrap().parse().unwrap());
@@ -49,6 +50,7 @@ async fn progress_equals_data_after_kill_9() {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["crash::child", "--exact", "--nocapture"])
             .env(FILE, &target.path)
+            .env(EPOCH, (round + 1).to_string())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

@@ -76,6 +76,15 @@ async fn rows_of_more_lanes_are_kept_and_returned() {
     assert_eq!(target.sqlite.read(PIPELINE).await.unwrap().len(), 3);
 }
 
+#[tokio::test]
+async fn a_claim_without_an_identity_does_not_forget_the_stored_one() {
+    let target = Target::new("");
+    target.sqlite.take_over(&claim(1)).await.unwrap();
+    let unknown = anabranch_core::Claim { identity: SourceIdentity::default(), ..claim(2) };
+    target.sqlite.take_over(&unknown).await.unwrap();
+    assert_eq!(target.sqlite.read(PIPELINE).await.unwrap()[0].identity, claim(1).identity);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_busy_stream_and_checkpoints_share_the_file() {
     use anabranch_core::{Checkpoint, Checkpointer, Saved};

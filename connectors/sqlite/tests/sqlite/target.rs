@@ -1,5 +1,6 @@
 //! Describing, creating and emptying tables.
 
+use anabranch_core::mapping::preflight::{LossyConsent, preflight};
 use anabranch_core::{Column, DataType, ErrorKind, Fidelity, TableName, TargetSchema};
 
 use crate::support::*;
@@ -42,7 +43,7 @@ async fn contracts_of_columns_that_are_there() {
     let target = Target::new("");
     let decimal = DataType::Decimal { precision: None, scale: None };
     let cases = [
-        (text(), "TEXT", Widening),
+        (text(), "TEXT", Exact),
         (text(), "INTEGER", Lossy),
         (text(), "DATETIME", Lossy),
         (DataType::TimestampTz, "DATETIME", Widening),
@@ -51,7 +52,7 @@ async fn contracts_of_columns_that_are_there() {
         (DataType::Bit { length: Some(3), varying: false }, "INT", Lossy),
         (DataType::Enum { labels: vec!["a".into()] }, "NUMERIC", Widening),
         (DataType::Enum { labels: vec!["1".into()] }, "NUMERIC", Lossy),
-        (decimal.clone(), "TEXT", Widening),
+        (decimal.clone(), "TEXT", Exact),
         (decimal.clone(), "NUMERIC", Lossy),
         (decimal.clone(), "REAL", Lossy),
         (DataType::Int64, "BIGINT", Exact),
@@ -95,4 +96,32 @@ async fn creates_clears_and_tells_whether_it_is_empty() {
     assert!(sql.contains("PRIMARY KEY (\"a\", \"b\")") && sql.contains("\"c\" ANY"), "{sql}");
     let reserved = table("sqlite_things", &[("a", text())], 1);
     assert_eq!(target.sqlite.create_statement(&reserved).unwrap_err().kind(), ErrorKind::Config);
+}
+
+#[tokio::test]
+async fn preflight_over_real_tables() {
+    let target = Target::new(
+        "CREATE TABLE customers (id INTEGER PRIMARY KEY, email TEXT UNIQUE);
+         CREATE TABLE orders (id INTEGER PRIMARY KEY, customer INTEGER REFERENCES customers (id), price NUMERIC)",
+    );
+    let decimal = DataType::Decimal { precision: Some(10), scale: Some(2) };
+    let tables = [
+        (*table("customers", &[("id", DataType::Int64), ("email", text())], 1)).clone(),
+        (*table("orders", &[("id", DataType::Int64), ("customer", DataType::Int64), ("price", decimal)], 1)).clone(),
+        (*items()).clone(),
+    ];
+    let found = preflight(&tables, &target.sqlite, &LossyConsent::default(), true).await.unwrap();
+    let error = found.verdict().unwrap_err().to_string();
+    assert!(error.starts_with("public.orders.price: decimal(10,2) loses something in NUMERIC: "), "{error}");
+    let consent = LossyConsent::parse(&["orders.price".to_owned()]).unwrap();
+    let found = preflight(&tables, &target.sqlite, &consent, true).await.unwrap();
+    found.verdict().unwrap();
+    println!("{found}");
+    let groups = found.pinned_groups();
+    assert_eq!(groups.len(), 2);
+    assert_eq!(groups[&tables[0].name], groups[&tables[1].name]);
+    found.create_missing(&target.sqlite).await.unwrap();
+    let again = preflight(&tables, &target.sqlite, &consent, false).await.unwrap();
+    again.verdict().unwrap();
+    assert!(again.tables.iter().all(|t| t.exists));
 }

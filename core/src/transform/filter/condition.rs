@@ -215,7 +215,7 @@ impl Resolved {
 enum Number<'a> {
     Finite { negative: bool, whole: &'a str, fraction: &'a str },
     Infinite { negative: bool },
-    NotANumber,
+    Nan,
 }
 
 impl<'a> Number<'a> {
@@ -225,7 +225,7 @@ impl<'a> Number<'a> {
             None => (false, text.strip_prefix('+').unwrap_or(text)),
         };
         match digits {
-            "NaN" => return Some(Self::NotANumber),
+            "NaN" => return Some(Self::Nan),
             "Infinity" | "inf" => return Some(Self::Infinite { negative }),
             _ => {}
         }
@@ -246,7 +246,7 @@ impl Ord for Number<'_> {
             Self::Finite { negative: true, .. } => 1,
             Self::Finite { negative: false, .. } => 2,
             Self::Infinite { negative: false } => 3,
-            Self::NotANumber => 4,
+            Self::Nan => 4,
         };
         match (self, other) {
             (

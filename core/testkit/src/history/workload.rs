@@ -26,6 +26,8 @@ pub struct Transaction {
     /// Its statements, `BEGIN` and `COMMIT` (or `ROLLBACK`) included. It may fail as a whole, for
     /// other writers are at the same rows: then it has to be rolled back, and the next one comes.
     pub sql: String,
+    /// Whether it means to commit.
+    pub commits: bool,
 }
 
 /// Makes the transactions of one writer.
@@ -90,7 +92,7 @@ impl Workload {
             let _ = writeln!(sql, "INSERT INTO documents VALUES ({id}, 'title {id}', '{body}', '\\x{hex}', 0);");
         }
         sql.push_str("COMMIT");
-        Transaction { sql }
+        Transaction { sql, commits: true }
     }
 
     /// The next one.
@@ -112,9 +114,9 @@ impl Workload {
             let pause = self.rng.random_range(1..30);
             let _ = writeln!(sql, "SELECT pg_sleep(0.0{pause:02});");
         }
-        let end = if self.rng.random_ratio(1, 30) { "ROLLBACK" } else { "COMMIT" };
-        sql.push_str(end);
-        Transaction { sql }
+        let commits = !self.rng.random_ratio(1, 30);
+        sql.push_str(if commits { "COMMIT" } else { "ROLLBACK" });
+        Transaction { sql, commits }
     }
 
     fn action(&mut self, sql: &mut String) {

@@ -225,10 +225,15 @@ pub(super) async fn equal_rows_without_a_key(target: &dyn SinkUnderTest) {
     script.write_merged().await;
 }
 
-/// The schema changes in the stream; the target has the new column since before.
+/// The schema changes in the stream, between units and within one; the target has the new column since before.
 pub(super) async fn a_column_is_added(target: &dyn SinkUnderTest) {
+    alter(target, "altered", false).await;
+    alter(target, "altered_within", true).await;
+}
+
+async fn alter(target: &dyn SinkUnderTest, name: &'static str, within_one_unit: bool) {
     let mut wide = [customers()];
-    let mut script = Script::new(target, "altered", &mut wide).await;
+    let mut script = Script::new(target, name, &mut wide).await;
     let [wide] = wide;
     let mut narrow = wide.clone();
     narrow.columns.truncate(3);
@@ -242,6 +247,10 @@ pub(super) async fn a_column_is_added(target: &dyn SinkUnderTest) {
         .update(&wide.name, ["1".into()], customer("1", "b@x", Some("wide now")))
         .commit()
         .expect("commit");
+    if within_one_unit {
+        script.write_merged().await;
+        return;
+    }
     for unit in script.units().await {
         script.write(&unit).await;
     }

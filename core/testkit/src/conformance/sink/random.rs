@@ -25,8 +25,13 @@ async fn history(target: &dyn SinkUnderTest, seed: u64, name: &'static str) {
             t.name
         });
         let source = anabranch_core::memory::MemorySource::new(name).batch_changes(7);
-        let source = if seed % 2 == 0 { source } else { source.full_old_rows(&named[0]).full_old_rows(&named[1]) };
-        if seed % 3 == 0 { source } else { source.unsent_columns(&named[0], &[3]).unsent_columns(&named[1], &[0, 3]) }
+        let source =
+            if seed.is_multiple_of(2) { source } else { source.full_old_rows(&named[0]).full_old_rows(&named[1]) };
+        if seed.is_multiple_of(3) {
+            source
+        } else {
+            source.unsent_columns(&named[0], &[3]).unsent_columns(&named[1], &[0, 3])
+        }
     };
     let mut script = Script::over(target, name, &mut tables, source).await;
     let mut generator = Generator::new(seed, tables.to_vec()).keys(6);
