@@ -121,7 +121,8 @@ pub(crate) async fn type_names(client: &Client, types: &[(u32, i32)]) -> Result<
 }
 
 /// The columns of tables, which are given as rows of `oid`, `attnames` (NULL: all that are not
-/// generated) and `rowfilter`.
+/// generated) and `rowfilter`. Before PostgreSQL 18 no generated column is ever sent, though the
+/// view of version 15 lists them.
 fn columns_of(tables: &str) -> String {
     format!(
         "SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident, p.rowfilter,
@@ -131,7 +132,9 @@ fn columns_of(tables: &str) -> String {
          JOIN pg_catalog.pg_class c ON c.oid = p.oid
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-              AND CASE WHEN p.attnames IS NULL THEN a.attgenerated = '' ELSE a.attname = ANY (p.attnames) END
+              AND (p.attnames IS NULL OR a.attname = ANY (p.attnames))
+              AND (a.attgenerated = ''
+                   OR p.attnames IS NOT NULL AND current_setting('server_version_num')::int4 >= 180000)
          ORDER BY n.nspname, c.relname, c.oid, a.attnum"
     )
 }

@@ -8,13 +8,13 @@ use anabranch_postgres::PostgresSink;
 use anabranch_servers::{PgServer, PgVersion};
 
 /// A database of its own on a server that tests share.
-pub struct Db {
-    pub server: Arc<PgServer>,
-    pub name: String,
+pub(crate) struct Db {
+    pub(crate) server: Arc<PgServer>,
+    pub(crate) name: String,
 }
 
 /// A new database on each version that is installed.
-pub fn databases() -> Vec<Db> {
+pub(crate) fn databases() -> Vec<Db> {
     static SHARED: [Mutex<Weak<PgServer>>; 2] = [Mutex::new(Weak::new()), Mutex::new(Weak::new())];
     let versions = [PgVersion::V15, PgVersion::V18];
     versions
@@ -34,62 +34,62 @@ pub fn databases() -> Vec<Db> {
 
 impl Db {
     /// A new database on this server.
-    pub fn on(server: Arc<PgServer>) -> Self {
+    pub(crate) fn on(server: Arc<PgServer>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let name = format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed));
         server.create_db(&name).unwrap();
         Self { server, name }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.server.url(&self.name)
     }
 
-    pub fn url_as(&self, user: &str) -> String {
+    pub(crate) fn url_as(&self, user: &str) -> String {
         self.url().replace("postgres@", &format!("{user}@"))
     }
 
-    pub fn exec(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+    pub(crate) fn exec(&self, sql: &str) -> Vec<Vec<Option<String>>> {
         self.server.exec(&self.name, sql).unwrap_or_else(|e| panic!("{e}"))
     }
 
     /// All rows as text: columns joined with `|`, NULL as `~`.
-    pub fn rows(&self, sql: &str) -> Vec<String> {
+    pub(crate) fn rows(&self, sql: &str) -> Vec<String> {
         let row = |r: &Vec<Option<String>>| r.iter().map(|v| v.as_deref().unwrap_or("~")).collect::<Vec<_>>().join("|");
         self.exec(sql).iter().map(row).collect()
     }
 
-    pub fn sink(&self) -> PostgresSink {
+    pub(crate) fn sink(&self) -> PostgresSink {
         PostgresSink::new(self.url())
     }
 
     /// Lane 0 of this database's pipeline: origins are shared by all databases of a server.
-    pub fn lane(&self, epoch: u64) -> Lane {
+    pub(crate) fn lane(&self, epoch: u64) -> Lane {
         Lane { pipeline: (*self.name).into(), index: 0, count: 1, epoch, purpose: LanePurpose::Stream }
     }
 
-    pub fn snapshot_lane(&self, epoch: u64) -> Lane {
+    pub(crate) fn snapshot_lane(&self, epoch: u64) -> Lane {
         Lane { purpose: LanePurpose::Snapshot, ..self.lane(epoch) }
     }
 
-    pub fn claim(&self, epoch: u64) -> Claim {
+    pub(crate) fn claim(&self, epoch: u64) -> Claim {
         let identity = SourceIdentity::default().with("system", "7");
         Claim { pipeline: (*self.name).into(), epoch, lanes: 1, identity }
     }
 
     /// Claims the pipeline and opens a writer.
-    pub async fn writer(&self, sink: &PostgresSink, epoch: u64) -> Box<dyn SinkWriter> {
+    pub(crate) async fn writer(&self, sink: &PostgresSink, epoch: u64) -> Box<dyn SinkWriter> {
         sink.progress().unwrap().take_over(&self.claim(epoch)).await.unwrap();
         sink.open(self.lane(epoch)).await.unwrap()
     }
 
-    pub async fn stored(&self, sink: &PostgresSink) -> LaneProgress {
+    pub(crate) async fn stored(&self, sink: &PostgresSink) -> LaneProgress {
         sink.progress().unwrap().read(&self.name).await.unwrap().swap_remove(0)
     }
 }
 
 /// A table whose types are PostgreSQL's; `spec` is `name type` by comma, the first `keys` being the key.
-pub fn table(name: &str, spec: &[(&str, DataType)], keys: u16) -> Arc<TableSchema> {
+pub(crate) fn table(name: &str, spec: &[(&str, DataType)], keys: u16) -> Arc<TableSchema> {
     let columns = spec.iter().map(|(name, t)| Column::new(*name, t.clone())).collect();
     let name = match name.split_once('.') {
         Some((schema, name)) => TableName::new(schema, name),
@@ -98,11 +98,11 @@ pub fn table(name: &str, spec: &[(&str, DataType)], keys: u16) -> Arc<TableSchem
     Arc::new(TableSchema { name, columns, key: (0..keys).collect() })
 }
 
-pub const TEXT: DataType = DataType::Text { max_chars: None };
-pub const INT: DataType = DataType::Int64;
+pub(crate) const TEXT: DataType = DataType::Text { max_chars: None };
+pub(crate) const INT: DataType = DataType::Int64;
 
 /// Text, and `~` for NULL, `?` for not sent.
-pub fn v(text: &str) -> ValueRef<'_> {
+pub(crate) fn v(text: &str) -> ValueRef<'_> {
     match text {
         "~" => ValueRef::Null,
         "?" => ValueRef::Unchanged,
@@ -111,7 +111,7 @@ pub fn v(text: &str) -> ValueRef<'_> {
 }
 
 /// Changes of one unit, in one or more source transactions.
-pub struct Changes {
+pub(crate) struct Changes {
     builder: BatchBuilder,
     rank: u64,
     transactions: u64,
@@ -120,7 +120,7 @@ pub struct Changes {
 static RANK: AtomicU64 = AtomicU64::new(1);
 
 impl Changes {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut changes = Self { builder: BatchBuilder::new(PartitionId::new("slot")), rank: 0, transactions: 0 };
         changes.begin();
         changes
@@ -134,7 +134,7 @@ impl Changes {
     }
 
     /// Ends the transaction and begins another.
-    pub fn commit(mut self) -> Self {
+    pub(crate) fn commit(mut self) -> Self {
         self.builder.commit(self.end());
         self.begin();
         self
@@ -148,7 +148,7 @@ impl Changes {
         row.iter().for_each(|v| self.builder.push(*v));
     }
 
-    pub fn insert_values(mut self, table: &Arc<TableSchema>, row: &[ValueRef<'_>]) -> Self {
+    pub(crate) fn insert_values(mut self, table: &Arc<TableSchema>, row: &[ValueRef<'_>]) -> Self {
         let at = self.builder.schema(table);
         self.builder.change(Op::Insert, at);
         self.builder.new_row();
@@ -156,12 +156,12 @@ impl Changes {
         self
     }
 
-    pub fn insert(self, table: &Arc<TableSchema>, row: &[&str]) -> Self {
+    pub(crate) fn insert(self, table: &Arc<TableSchema>, row: &[&str]) -> Self {
         let row: Vec<_> = row.iter().map(|t| v(t)).collect();
         self.insert_values(table, &row)
     }
 
-    pub fn update(mut self, table: &Arc<TableSchema>, old: Option<&[&str]>, new: &[&str]) -> Self {
+    pub(crate) fn update(mut self, table: &Arc<TableSchema>, old: Option<&[&str]>, new: &[&str]) -> Self {
         let at = self.builder.schema(table);
         self.builder.change(Op::Update, at);
         if let Some(old) = old {
@@ -174,7 +174,7 @@ impl Changes {
         self
     }
 
-    pub fn delete(mut self, table: &Arc<TableSchema>, old: &[&str]) -> Self {
+    pub(crate) fn delete(mut self, table: &Arc<TableSchema>, old: &[&str]) -> Self {
         let at = self.builder.schema(table);
         self.builder.change(Op::Delete, at);
         self.builder.old_row(if old.contains(&"?") { OldImage::Key } else { OldImage::Full });
@@ -182,28 +182,28 @@ impl Changes {
         self
     }
 
-    pub fn truncate(mut self, table: &Arc<TableSchema>) -> Self {
+    pub(crate) fn truncate(mut self, table: &Arc<TableSchema>) -> Self {
         let at = self.builder.schema(table);
         self.builder.change(Op::Truncate(TruncateOptions::default()), at);
         self
     }
 
-    pub fn schema(mut self, table: &Arc<TableSchema>) -> Self {
+    pub(crate) fn schema(mut self, table: &Arc<TableSchema>) -> Self {
         let at = self.builder.schema(table);
         self.builder.change(Op::Schema, at);
         self
     }
 
     /// A unit of its own.
-    pub fn unit(self) -> Unit {
+    pub(crate) fn unit(self) -> Unit {
         self.part(Part::Whole)
     }
 
-    pub fn snapshot(self) -> Unit {
+    pub(crate) fn snapshot(self) -> Unit {
         Unit { kind: UnitKind::Snapshot, progress: Vec::new(), ..self.unit() }
     }
 
-    pub fn part(mut self, part: Part) -> Unit {
+    pub(crate) fn part(mut self, part: Part) -> Unit {
         let end = self.end();
         if part.ends() {
             self.builder.commit(end.clone());
@@ -225,12 +225,12 @@ impl Changes {
     }
 }
 
-pub async fn write(writer: &mut Box<dyn SinkWriter>, unit: &Unit) {
+pub(crate) async fn write(writer: &mut Box<dyn SinkWriter>, unit: &Unit) {
     let written = writer.write(unit).await.unwrap_or_else(|e| panic!("{:?} {}", e.kind(), e.report()));
     assert_eq!(written.durability == Durability::Durable, unit.part.ends());
 }
 
-pub async fn refused(writer: &mut Box<dyn SinkWriter>, unit: &Unit, kind: ErrorKind, part: &str) -> String {
+pub(crate) async fn refused(writer: &mut Box<dyn SinkWriter>, unit: &Unit, kind: ErrorKind, part: &str) -> String {
     let error = writer.write(unit).await.err().unwrap_or_else(|| panic!("was applied, expected {kind:?} {part}"));
     assert_eq!(error.kind(), kind, "{}", error.report());
     assert!(error.report().contains(part), "{}", error.report());

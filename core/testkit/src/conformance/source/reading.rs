@@ -35,6 +35,8 @@ pub(super) async fn a_reader_resumes_anywhere(story: &mut Story<'_>) {
     }
     let all = transcript.ended;
     same(&all, &expected);
+    // What is acknowledged was recorded before: a source may refuse to prepare for less.
+    story.at = Some(all[3].end.clone());
     reader.acknowledge(Some(&all[3].end)).await.expect("acknowledge");
     drop(reader);
 
