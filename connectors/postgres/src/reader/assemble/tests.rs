@@ -73,7 +73,7 @@ fn a_keepalive_moves_the_end_only_between_transactions_and_only_forward() {
     let part = a.take(None, None).unwrap();
     // The announced schema has the number before the first change's.
     assert_eq!(*part.end(), Lsn(120).within_transaction(1, Lsn(120)));
-    assert_eq!(shape(part.pieces()), [(0, 1, false, false), (1, 1, true, false)]);
+    assert_eq!(shape(part.pieces()), [(0, 1, true, false), (1, 1, false, false)]);
     a.keepalive(Lsn(500));
     assert_eq!(a.take(None, None).unwrap().end(), part.end());
     all(&mut a, [frames::commit(120, 150)]);
@@ -117,6 +117,9 @@ fn what_a_copy_has_is_left_out_and_numbers_stay() {
         ]
     );
     assert_eq!(batch.pieces().iter().filter(|p| p.end.is_some()).count(), 2);
+    // A transaction begins with the first of its changes that is given.
+    let firsts: Vec<_> = batch.pieces().iter().filter(|p| p.first).map(|p| p.first_sequence).collect();
+    assert_eq!(firsts, [1, 0]);
 }
 
 #[test]
