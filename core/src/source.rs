@@ -129,6 +129,7 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a reader gives.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are batches")]
 pub enum Next {
     /// Changes, or an empty heartbeat.
     Batch(ChangeBatch),

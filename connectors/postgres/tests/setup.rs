@@ -53,12 +53,22 @@ async fn what_is_missing_is_created_or_explained() {
             &["public.nokey", "ALTER TABLE \"public\".\"nokey\" REPLICA IDENTITY FULL;"],
         )
         .await;
-        refused(&source(&server).tables(["missing"]), None, ErrorKind::Config, &["source.tables", "no table public.missing"]).await;
+        refused(
+            &source(&server).tables(["missing"]),
+            None,
+            ErrorKind::Config,
+            &["source.tables", "no table public.missing"],
+        )
+        .await;
         sql.batch_execute("ALTER TABLE nokey REPLICA IDENTITY FULL").await.unwrap();
         sql.batch_execute("SELECT pg_create_logical_replication_slot('other', 'pgoutput')").await.unwrap();
         let full = ["source.slot", "max_replication_slots", "ALTER SYSTEM"];
         refused(&source(&server), None, ErrorKind::Config, &full).await;
-        assert_eq!(text(&sql, "SELECT count(*)::text FROM pg_publication").await, "0", "a refused start leaves nothing");
+        assert_eq!(
+            text(&sql, "SELECT count(*)::text FROM pg_publication").await,
+            "0",
+            "a refused start leaves nothing"
+        );
         sql.batch_execute("CREATE PUBLICATION pub FOR ALL TABLES").await.unwrap();
         refused(
             &source(&server).create(false),
