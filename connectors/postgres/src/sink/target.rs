@@ -74,9 +74,10 @@ impl TargetSchema for Target {
         sql.push_str(&missing_schema(client, &quote(&table.name.schema)).await?);
         let mut enums: Vec<&str> = Vec::new();
         for column in &table.columns {
-            if !enums.contains(&column.native.as_str()) {
+            let element = column.native.trim_end_matches("[]");
+            if !enums.contains(&element) {
                 sql.push_str(&missing_enum(client, column).await?);
-                enums.push(&column.native);
+                enums.push(element);
             }
         }
         sql.push_str(&statement);
@@ -209,8 +210,13 @@ async fn missing_schema(client: &Client, schema: &str) -> Result<String> {
 
 /// The statement that creates a column's enumeration, if the target does not have it.
 async fn missing_enum(client: &Client, column: &Column) -> Result<String> {
-    let DataType::Enum { labels } = &column.data_type else { return Ok(String::new()) };
+    let mut element = &column.data_type;
+    while let DataType::Array(of) = element {
+        element = of;
+    }
+    let DataType::Enum { labels } = element else { return Ok(String::new()) };
     let native = contract(column, None).native;
+    let native = native.trim_end_matches("[]");
     if native == "text" || labels.is_empty() {
         return Ok(String::new());
     }
