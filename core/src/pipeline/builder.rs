@@ -282,10 +282,11 @@ impl PipelineBuilder {
         })?;
         let most = sink.info().max_lanes;
         if self.order.lanes() == 0 || self.order.lanes() > most {
-            return Err(Error::config("pipeline.lanes", format!("must be from 1 to {most} for {}", sink.info().name)));
+            let range = if most == 1 { "1".to_owned() } else { format!("from 1 to {most}") };
+            return Err(Error::config("pipeline.lanes", format!("must be {range} for {}", sink.info().name)));
         }
         if self.memory < 1 << 20 {
-            return Err(Error::config("pipeline.memory", "must be at least 1 MiB"));
+            return Err(Error::config("pipeline.memory_mib", "must be at least 1"));
         }
         if self.snapshot_workers == 0 {
             return Err(Error::config("pipeline.snapshot_workers", "must be at least 1"));

@@ -180,7 +180,7 @@ impl Letters {
         if unit.part != Part::Whole {
             return Err(error
                 .context("a transaction larger than the byte budget was refused")
-                .hint("it cannot be set aside: mend the target, or raise pipeline.memory"));
+                .hint("it cannot be set aside: mend the target, or raise pipeline.memory_mib"));
         }
         let mut durability = Durability::Durable;
         let mut rest = vec![unit.clone()];
