@@ -47,11 +47,7 @@ pub(crate) async fn planned(client: &Client, tables: &[TableName]) -> Result<Vec
     Ok(read(client, &columns_of(PLANNED), &[&schemas, &names]).await?.0)
 }
 
-async fn read(
-    client: &Client,
-    query: &str,
-    parameters: &[&(dyn ToSql + Sync)],
-) -> Result<(Vec<CatalogTable>, Types)> {
+async fn read(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(Vec<CatalogTable>, Types)> {
     let what = |e| classify(e, "cannot read the published tables");
     let rows = client.query(query, parameters).await.map_err(what)?;
     let mut types = Types::default();

@@ -27,7 +27,10 @@ fn forget_the_peak() {
 /// Open files of this process that have no name any more: spill files.
 fn unnamed_files() -> usize {
     let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    files.filter_map(|f| std::fs::read_link(f.path()).ok()).filter(|p| p.to_string_lossy().ends_with("(deleted)")).count()
+    files
+        .filter_map(|f| std::fs::read_link(f.path()).ok())
+        .filter(|p| p.to_string_lossy().ends_with("(deleted)"))
+        .count()
 }
 
 #[tokio::test]
@@ -37,7 +40,9 @@ async fn memory_stays_flat() {
         for streaming in [false, true] {
             let Some(server) = start(version, &[]) else { continue };
             let sql = server.client().await;
-            sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now())").await.unwrap();
+            sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text, at timestamptz DEFAULT now())")
+                .await
+                .unwrap();
             let source = Postgres::new(server.url("postgres")).publication("pub").slot("slot").streaming(streaming);
             source.prepare(None).await.unwrap();
             sql.batch_execute(&format!("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, {ROWS}) i"))
