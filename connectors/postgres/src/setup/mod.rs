@@ -18,6 +18,11 @@ struct System {
     timeline: u32,
 }
 
+/// Checks `source.tables` as far as it can be without a connection.
+pub(crate) fn check_table_names(tables: &[String]) -> Result<()> {
+    publication::check_names(tables)
+}
+
 /// See [`anabranch_core::Source::prepare`].
 pub(crate) async fn prepare(source: &Postgres, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
     let session = source.session()?;
