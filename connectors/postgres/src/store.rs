@@ -129,7 +129,15 @@ impl Store {
                 if denied {
                     Err(self.denied(row.get(1)))
                 } else {
-                    Err(classify(e, "cannot create the pipeline's tables"))
+                    let e = classify(e, &format!("{}: cannot create the pipeline's tables", self.key));
+                    // 25006: the database, the user or the server is set so, or it is a standby.
+                    match e.to_string().contains("25006") {
+                        true => Err(e.hint(
+                            "the target takes no writes: default_transaction_read_only is on (it may be fenced), or it \
+                             is a standby",
+                        )),
+                        false => Err(e),
+                    }
                 }
             }
         }

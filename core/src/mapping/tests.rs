@@ -92,7 +92,7 @@ fn id(name: &str) -> TableSchema {
 /// The table that fits this one.
 fn fitting(table: &TableSchema) -> TargetTable {
     let schema = TableSchema { name: TableName::new("", &table.name.name), ..table.clone() };
-    TargetTable { schema, unique: Vec::new(), references: Vec::new(), warnings: Vec::new() }
+    TargetTable { schema, unique: Vec::new(), references: Vec::new(), required: Vec::new(), warnings: Vec::new() }
 }
 
 async fn check(tables: &[TableSchema], fake: &Fake, lossy: &[&str], create: bool) -> Preflight {

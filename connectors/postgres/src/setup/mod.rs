@@ -28,6 +28,11 @@ struct Plan {
     slot: Option<String>,
 }
 
+/// Checks `source.tables` as far as it can be without a connection.
+pub(crate) fn check_table_names(tables: &[String]) -> Result<()> {
+    publication::check_names(tables)
+}
+
 /// See [`anabranch_core::Source::prepare`].
 pub(crate) async fn prepare(source: &Postgres, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
     let mut connection = Connection::open(source.session()?.endpoint(), "anabranch setup").await?;

@@ -138,6 +138,7 @@ fn described(table: &Table, replica: bool) -> TargetTable {
         schema: TableSchema { name: table.name.clone(), columns, key },
         unique: table.unique.iter().filter(|u| !u.primary).map(|u| u.columns.clone()).collect(),
         references: table.references.iter().map(|(_, name)| name.clone()).collect(),
+        required: table.columns.iter().filter(|c| c.is_required()).map(|c| c.name.clone()).collect(),
     }
 }
 
