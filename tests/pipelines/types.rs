@@ -41,7 +41,7 @@ fn source(sides: &[Side]) -> Tested<Option<(PgServer, Vec<Kind>)>> {
                 target.exec(DB, setup)?;
             }
         }
-        kinds.push(kind);
+        kinds.push(Kind { optional: true, ..kind });
     }
     Ok(Some((server, kinds)))
 }

@@ -11,6 +11,7 @@ use super::values::Kind;
 use crate::pipelines::Tested;
 
 const BEGIN: &str = "<!-- contract:begin -->";
+const SIDES: [&str; 3] = ["PostgreSQL", "MySQL", "SQLite"];
 const END: &str = "<!-- contract:end -->";
 
 /// For each target, what its preflight said of each table's first own column, by the table's name.
@@ -22,22 +23,28 @@ pub(super) fn of(preflight: &Preflight) -> BTreeMap<String, ColumnReport> {
     tables.filter_map(|t| Some((t.source.name.clone(), t.columns.iter().find(|c| c.name == "v")?.clone()))).collect()
 }
 
-/// The table in Markdown. A type has a second line where a key of it is stored otherwise.
+/// The table in Markdown: types of one fate share a line, and have a second one where a key is stored
+/// otherwise. Types that not every server has are left out.
 pub(super) fn table(kinds: &[Kind], said: &Said) -> String {
-    let sides = ["PostgreSQL", "MySQL", "SQLite"];
-    let mut text = format!("{BEGIN}\n| source type | {} |\n|---|---|---|---|\n", sides.join(" | "));
     let cells = |table: &str| -> Vec<String> {
-        sides.iter().map(|side| said.get(side).and_then(|s| s.get(table)).map_or_else(String::new, cell)).collect()
+        SIDES.iter().map(|side| said.get(side).and_then(|s| s.get(table)).map_or_else(String::new, cell)).collect()
     };
-    for (n, kind) in kinds.iter().enumerate() {
+    let mut lines: Vec<(Vec<String>, Vec<String>)> = Vec::new();
+    let mut add = |label: String, cells: Vec<String>| match lines.iter_mut().find(|(_, c)| *c == cells) {
+        Some((labels, _)) => labels.push(label),
+        None => lines.push((vec![label], cells)),
+    };
+    for (n, kind) in kinds.iter().enumerate().filter(|(_, kind)| !kind.optional) {
         let plain = cells(&format!("t{n}"));
-        text.push_str(&format!("| `{}` | {} |\n", kind.label(), plain.join(" | ")));
-        if kind.key {
-            let key = cells(&format!("k{n}"));
-            if key != plain {
-                text.push_str(&format!("| `{}` as a key | {} |\n", kind.label(), key.join(" | ")));
-            }
+        let key = cells(&format!("k{n}"));
+        add(format!("`{}`", kind.label()), plain.clone());
+        if kind.key && key != plain {
+            add(format!("`{}` as a key", kind.label()), key);
         }
+    }
+    let mut text = format!("{BEGIN}\n| source type | {} |\n|---|---|---|---|\n", SIDES.join(" | "));
+    for (labels, cells) in lines {
+        text.push_str(&format!("| {} | {} |\n", labels.join(", "), cells.join(" | ")));
     }
     text.push_str(END);
     text
@@ -46,7 +53,9 @@ pub(super) fn table(kinds: &[Kind], said: &Said) -> String {
 fn cell(column: &ColumnReport) -> String {
     let fidelity = column.fidelity.map_or_else(|| "not written".to_owned(), |f| f.to_string());
     let note = if column.note.is_empty() { String::new() } else { format!("; {}", column.note.replace('|', "\\|")) };
-    format!("`{}`: {fidelity}{note}", column.target_type)
+    let same = column.source_type == column.target_type;
+    let native = if same { "the same".to_owned() } else { format!("`{}`", column.target_type) };
+    format!("{native}: {fidelity}{note}")
 }
 
 /// Compares it with the table that people read, or writes that anew if `UPDATE_CONTRACT` is set.
