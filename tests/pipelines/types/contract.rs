@@ -29,22 +29,25 @@ pub(super) fn table(kinds: &[Kind], said: &Said) -> String {
     let cells = |table: &str| -> Vec<String> {
         SIDES.iter().map(|side| said.get(side).and_then(|s| s.get(table)).map_or_else(String::new, cell)).collect()
     };
-    let mut lines: Vec<(Vec<String>, Vec<String>)> = Vec::new();
-    let mut add = |label: String, cells: Vec<String>| match lines.iter_mut().find(|(_, c)| *c == cells) {
-        Some((labels, _)) => labels.push(label),
-        None => lines.push((vec![label], cells)),
+    let mut lines: Vec<(&str, Vec<String>, Vec<String>)> = Vec::new();
+    let mut add = |what: &'static str, kind: &Kind, cells: Vec<String>| {
+        let label = format!("`{}`", kind.label());
+        match lines.iter_mut().find(|(w, _, c)| *w == what && *c == cells) {
+            Some((_, labels, _)) => labels.push(label),
+            None => lines.push((what, vec![label], cells)),
+        }
     };
     for (n, kind) in kinds.iter().enumerate().filter(|(_, kind)| !kind.optional) {
         let plain = cells(&format!("t{n}"));
         let key = cells(&format!("k{n}"));
-        add(format!("`{}`", kind.label()), plain.clone());
+        add("", kind, plain.clone());
         if kind.key && key != plain {
-            add(format!("`{}` as a key", kind.label()), key);
+            add("a key of ", kind, key);
         }
     }
     let mut text = format!("{BEGIN}\n| source type | {} |\n|---|---|---|---|\n", SIDES.join(" | "));
-    for (labels, cells) in lines {
-        text.push_str(&format!("| {} | {} |\n", labels.join(", "), cells.join(" | ")));
+    for (what, labels, cells) in lines {
+        text.push_str(&format!("| {what}{} | {} |\n", labels.join(", "), cells.join(" | ")));
     }
     text.push_str(END);
     text
@@ -56,6 +59,20 @@ fn cell(column: &ColumnReport) -> String {
     let same = column.source_type == column.target_type;
     let native = if same { "the same".to_owned() } else { format!("`{}`", column.target_type) };
     format!("{native}: {fidelity}{note}")
+}
+
+/// What is said of the tables once they are there is what was said when they were planned: a restart
+/// meets the same contract.
+pub(super) fn same(planned: &BTreeMap<String, ColumnReport>, there: &Preflight) -> Tested {
+    let there = of(there);
+    let differ = planned.iter().filter_map(|(table, plan)| {
+        let now = there.get(table)?;
+        let same = (now.fidelity, &now.note) == (plan.fidelity, &plan.note);
+        (!same).then(|| format!("{table}: planned {plan:?}, found {now:?}"))
+    });
+    let differ: Vec<String> = differ.collect();
+    assert_eq!(planned.len(), there.len());
+    if differ.is_empty() { Ok(()) } else { Err(differ.join("\n").into()) }
 }
 
 /// Compares it with the table that people read, or writes that anew if `UPDATE_CONTRACT` is set.
