@@ -189,7 +189,8 @@ impl Declared {
             (DataType::UInt64, Integer | Numeric) => (Exact, "refuses values above 9223372036854775807"),
             (DataType::UInt64, Real) => (Lossy, "a double holds whole numbers up to 2^53"),
             (DataType::UInt64, _) => (Widening, "its digits"),
-            (DataType::Float32 | DataType::Float64, None) => (Exact, "NaN as the text NaN"),
+            (DataType::Float32, None) => (Widening, "NaN as the text NaN"),
+            (DataType::Float64, None) => (Exact, "NaN as the text NaN"),
             (DataType::Float32 | DataType::Float64, Text) => (Widening, "its shortest exact text"),
             (DataType::Float32 | DataType::Float64, Real) => (Exact, "NaN as the text NaN; -0 as the equal 0"),
             (DataType::Float32 | DataType::Float64, Integer | Numeric) => {
