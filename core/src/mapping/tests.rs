@@ -180,7 +180,7 @@ async fn every_problem_is_listed_with_its_fix() {
 async fn generated_in_source_and_target() {
     let mut table = source("sums", &[("id", DataType::Int64), ("twice", DataType::Int64)]);
     table.columns[1].generated = true;
-    let found = check(&[table.clone()], &Fake::with([fitting(&table)]), &[], false).await;
+    let found = check(std::slice::from_ref(&table), &Fake::with([fitting(&table)]), &[], false).await;
     found.verdict().unwrap();
     assert_eq!(found.tables[0].columns[1].fidelity, None);
 }
@@ -214,9 +214,9 @@ async fn keys() {
     let pair = TableSchema { key: vec![1, 0], ..table.clone() };
     // The order of columns in a key does not matter.
     let both = TargetTable { schema: TableSchema { key: vec![0, 1], ..fitting(&table).schema }, ..fitting(&table) };
-    check(&[pair.clone()], &Fake::with([both.clone()]), &[], false).await.verdict().unwrap();
+    check(std::slice::from_ref(&pair), &Fake::with([both.clone()]), &[], false).await.verdict().unwrap();
     // A subset of it does.
-    assert_eq!(problems(&check(&[table.clone()], &Fake::with([both]), &[], false).await).len(), 1);
+    assert_eq!(problems(&check(std::slice::from_ref(&table), &Fake::with([both]), &[], false).await).len(), 1);
     // A unique key will do, and the primary key then counts as a further one.
     let unique = TargetTable { unique: vec![vec!["b".to_owned(), "a".to_owned()]], ..fitting(&table) };
     let found = check(&[pair], &Fake::with([unique]), &[], false).await;

@@ -80,7 +80,9 @@ pub struct Piece {
     pub changes: Range<u32>,
     /// The number within the transaction of the first of them, from 1.
     pub first_sequence: u64,
-    /// Whether this piece begins the transaction in this partition.
+    /// Whether this piece begins the transaction in this partition: it is the first that a reader gives
+    /// of it, whatever changes before it were left out. No piece of a transaction that an earlier reader
+    /// began is. It says nothing about [`Piece::first_sequence`].
     pub first: bool,
     /// The position after the transaction, if this piece ends it in this partition.
     pub end: Option<Position>,
@@ -482,7 +484,8 @@ impl BatchBuilder {
     }
 
     /// Begins a transaction, or goes on with one that an earlier batch began: `sequence` is the
-    /// number of the next change in it, 1 for a new one.
+    /// number of the next change in it, 1 for a new one. One whose first changes are left out is begun
+    /// with [`BatchBuilder::begin_like`], which tells that it begins.
     pub fn begin(&mut self, transaction: Transaction, sequence: u64) {
         self.close_piece(None);
         let at = self.data.records.len() as u32;

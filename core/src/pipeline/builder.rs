@@ -73,15 +73,21 @@ impl Pipeline {
         }
     }
 
-    /// Connects to both sides and compares them, without changing anything in the target.
+    /// Connects to both sides and compares them, without changing anything on either. What a start
+    /// would run on the source is in [`Preflight::source_statements`].
+    ///
+    /// # Errors
+    /// What would keep the pipeline from starting, with the statement that mends it, where there is
+    /// one. What does not fit between source and target is in the result.
     pub async fn check(&self) -> Result<Preflight> {
         let spec = &self.spec;
         let stored = spec.checkpointer.load(&spec.name).await?.map(|(_, checkpoint)| checkpoint);
         let resume = stored.as_ref().filter(|c| !c.identity.0.is_empty());
-        spec.source.prepare(resume).await?;
+        let source_statements = spec.source.check(resume).await?;
         let tables = crate::runtime::transformed(spec.source.tables().await?, &self.transforms)?;
         let targets: Vec<_> = tables.into_iter().map(|(_, target)| target).collect();
-        preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await
+        let found = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
+        Ok(Preflight { source_statements, ..found })
     }
 
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.
@@ -276,10 +282,11 @@ impl PipelineBuilder {
         })?;
         let most = sink.info().max_lanes;
         if self.order.lanes() == 0 || self.order.lanes() > most {
-            return Err(Error::config("pipeline.lanes", format!("must be from 1 to {most} for {}", sink.info().name)));
+            let range = if most == 1 { "1".to_owned() } else { format!("from 1 to {most}") };
+            return Err(Error::config("pipeline.lanes", format!("must be {range} for {}", sink.info().name)));
         }
         if self.memory < 1 << 20 {
-            return Err(Error::config("pipeline.memory", "must be at least 1 MiB"));
+            return Err(Error::config("pipeline.memory_mib", "must be at least 1"));
         }
         if self.snapshot_workers == 0 {
             return Err(Error::config("pipeline.snapshot_workers", "must be at least 1"));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Table;
 
+use super::keys::keys;
 use super::{OnRejected, Order, SnapshotMode};
 use crate::error::{Error, Result};
 
@@ -126,13 +127,14 @@ impl PipelineConfig {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// [`Config`](crate::ErrorKind::Config), with the line and the key at fault; values are not shown.
+    /// [`Config`](crate::ErrorKind::Config), with the line, or the key, at fault; values are not shown.
     pub fn parse(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| {
+        let table: Table = text.parse().map_err(|e: toml::de::Error| {
             let line = e.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
             let place = line.map_or_else(|| "configuration".to_owned(), |n| format!("line {n}"));
-            Error::config(place, e.message())
-        })
+            Error::config(place, e.message()).hint("it is not TOML: texts stand in quotes, sections in [brackets]")
+        })?;
+        keys("", table)
     }
 
     /// Takes `source.snapshot`, which belongs to the pipeline, out of the source's table.
@@ -161,13 +163,13 @@ impl PipelineSection {
     /// # Errors
     /// [`Config`](crate::ErrorKind::Config) for a key that the order does not have.
     pub fn order(&self) -> Result<Order> {
-        let not_with = |key: &str, order: &str| Err(Error::config(key, format!("does nothing in the order {order}")));
+        let not_with = |key: &str, which: &str| Err(Error::config(key, which));
         match self.order {
             OrderName::Transaction | OrderName::Arrival if self.lanes.is_some_and(|n| n != 1) => {
-                not_with("pipeline.lanes", "transaction (or arrival), which has one lane")
+                not_with("pipeline.lanes", "the orders transaction and arrival have one lane (leave it out, or set order = \"key\")")
             }
             OrderName::Transaction | OrderName::Arrival | OrderName::Key if self.window_seconds.is_some() => {
-                not_with("pipeline.window_seconds", "other than window")
+                not_with("pipeline.window_seconds", "only the order window has it (leave it out, or set order = \"window\")")
             }
             OrderName::Transaction => Ok(Order::Transaction),
             OrderName::Arrival => Ok(Order::Arrival),

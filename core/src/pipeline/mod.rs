@@ -2,6 +2,7 @@
 
 mod builder;
 mod config;
+mod keys;
 mod order;
 mod registry;
 mod running;
@@ -12,8 +13,9 @@ use std::time::Duration;
 
 pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
+pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
-pub use registry::{Registry, keys};
+pub use registry::Registry;
 pub use running::{Drained, Monitor, RunningPipeline};
 pub(crate) use status::Shared;
 pub use status::{PartitionState, Phase, SnapshotState, Status};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use toml::Table;
 
+use super::keys::{keys, no_keys};
 use super::{Pipeline, PipelineBuilder, PipelineConfig, RetryLimits};
 use crate::checkpointer::{Checkpointer, FileCheckpointer, MemoryCheckpointer};
 use crate::dead_letter::{DeadLetterStore, FileDeadLetters, MemoryDeadLetters};
@@ -45,11 +46,11 @@ impl Registry {
     pub fn new() -> Self {
         let mut registry = Self::default();
         registry.checkpointer("memory", |keys| {
-            no_keys("checkpoint", &keys).map(|()| Arc::new(MemoryCheckpointer::new()) as _)
+            no_keys("checkpoint", &[], &keys).map(|()| Arc::new(MemoryCheckpointer::new()) as _)
         });
         registry.checkpointer("file", |keys| Ok(Arc::new(FileCheckpointer::new(path("checkpoint", keys)?)) as _));
         registry.dead_letter_store("memory", |keys| {
-            no_keys("dead_letters", &keys).map(|()| Arc::new(MemoryDeadLetters::new()) as _)
+            no_keys("dead_letters", &[], &keys).map(|()| Arc::new(MemoryDeadLetters::new()) as _)
         });
         registry.dead_letter_store("file", |keys| Ok(Arc::new(FileDeadLetters::new(path("dead_letters", keys)?)) as _));
         for kind in ["filter", "rename", "project", "mask", "shard"] {
@@ -140,15 +141,20 @@ impl Registry {
         checkpoint: &mut Option<super::CheckpointConfig>,
         letters: &mut super::DeadLetterConfig,
     ) -> Result<PipelineBuilder> {
-        if let Some(c) = checkpoint.take().filter(|c| c.kind != "sink") {
-            builder = builder.checkpointer_arc(find("checkpoint", &self.checkpointers, &c.kind)?(c.rest)?);
+        match checkpoint.take() {
+            Some(c) if c.kind != "sink" => {
+                builder = builder.checkpointer_arc(find("checkpoint", &self.checkpointers, &c.kind)?(c.rest)?);
+            }
+            Some(c) => no_keys("checkpoint", &["type"], &c.rest)?,
+            None => {}
         }
         let keys = std::mem::take(&mut letters.rest);
         match letters.kind.take() {
             Some(kind) if kind != "sink" => {
                 builder = builder.dead_letters(find("dead_letters", &self.dead_letters, &kind)?(keys)?);
             }
-            _ => no_keys("dead_letters", &keys)?,
+            // The sink's own store takes no keys of its own.
+            _ => no_keys("dead_letters", &["on_rejected", "max_attempts", "type"], &keys)?,
         }
         Ok(builder)
     }
@@ -174,26 +180,12 @@ fn known<T>(makers: &BTreeMap<String, T>) -> String {
     format!("known: {}", names.join(", "))
 }
 
-fn no_keys(section: &str, keys: &Table) -> Result<()> {
-    match keys.keys().next() {
-        Some(key) => Err(Error::config(format!("{section}.{key}"), "is not a key of this type")),
-        None => Ok(()),
-    }
-}
-
 fn path(section: &str, mut keys: Table) -> Result<String> {
-    let path = match keys.remove("path") {
-        Some(toml::Value::String(path)) => path,
-        Some(_) => return Err(Error::config(format!("{section}.path"), "must be text")),
-        None => return Err(Error::config(format!("{section}.path"), "is missing")),
-    };
-    no_keys(section, &keys).map(|()| path)
-}
-
-/// Reads the keys of a connector into its configuration, naming `section` in errors.
-///
-/// # Errors
-/// [`Config`](crate::ErrorKind::Config) for unknown, missing or wrongly typed keys; values are not shown.
-pub fn keys<T: serde::de::DeserializeOwned>(section: &str, keys: Table) -> Result<T> {
-    keys.try_into().map_err(|e: toml::de::Error| Error::config(section, e.message().trim()))
+    let path = keys.remove("path");
+    no_keys(section, &["path"], &keys)?;
+    match path {
+        Some(toml::Value::String(path)) => Ok(path),
+        Some(_) => Err(Error::config(format!("{section}.path"), "must be text")),
+        None => Err(Error::config(format!("{section}.path"), "is missing").hint("name a file")),
+    }
 }

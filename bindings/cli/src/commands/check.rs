@@ -10,6 +10,9 @@ use crate::{exit, load};
 pub(crate) async fn check(file: &Path) -> Result<u8> {
     let preflight = load::pipeline(file)?.check().await?;
     println!("{preflight}");
+    for statement in &preflight.source_statements {
+        println!("would run: {statement}");
+    }
     preflight.verdict()?;
     println!("ok");
     Ok(exit::DONE)

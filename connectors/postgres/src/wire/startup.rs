@@ -15,6 +15,8 @@ use crate::error::protocol;
 /// none ends a session that does what it should.
 /// `wal_sender_timeout` is the administrator's, and stays.
 pub(crate) const CANONICAL: &[(&str, &str)] = &[
+    // Names of tables and functions (regclass) carry their schema, wherever they are read.
+    ("search_path", "pg_catalog"),
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),

@@ -1,0 +1,13 @@
+//! The `anabranch` command as somebody meets it who does everything wrong: the exit code, what the
+//! message says, that no secret is printed, and that nothing is lost once the mistake is mended.
+//!
+//! Runs the real command between real servers: the tests share one source and one target of each
+//! kind, with databases of their own. Without the command, or a server, a test prints `skipped`.
+
+/// The result of a test, and of everything that it calls.
+type Tested<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+mod command;
+mod shop;
+
+mod configuration;
