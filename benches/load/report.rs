@@ -29,12 +29,18 @@ impl Report {
         }
         let ratio = |native: Duration| format!("{:.2} x", native.as_secs_f64() / took.as_secs_f64());
         let ratio = self.native.map_or_else(String::new, ratio);
+        let peak = match used.peak_kib {
+            0 => "-".to_owned(),
+            kib => format!("{:.1}", kib as f64 / 1024.0),
+        };
+        let cpu = match used.cpu_seconds {
+            0.0 => "-".to_owned(),
+            seconds => format!("{:.2}", seconds * 1e6 / self.count as f64),
+        };
         println!(
-            "{name:<42} {:>8.2} {:>11.0} {ratio:>9} {:>13.2} {:>9.1}",
+            "{name:<42} {:>8.2} {:>11.0} {ratio:>9} {cpu:>13} {peak:>9}",
             took.as_secs_f64(),
             self.count as f64 / took.as_secs_f64(),
-            used.cpu_seconds * 1e6 / self.count as f64,
-            used.peak_kib as f64 / 1024.0,
         );
     }
 }
