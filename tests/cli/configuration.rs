@@ -96,7 +96,7 @@ const URLS: &[Mistake] = &[
     ("app:hunter2@", "app:a@hunter2/b@", &["source.url: has more than one @", "%40"]),
     ("/shop", "/shop?sslmode=verify", &["source.url: sslmode=verify is unknown", "verify-full"]),
     ("/shop", "/shop?sslmode=verify-full&sslrootcert=/nowhere.pem", &["source.url: sslrootcert: ", "/nowhere.pem"]),
-    ("/shop", "/shop?hunter2=1", &["source.url: is not a PostgreSQL URL"]),
+    ("/shop", "/shop?nonsense=hunter2", &["source.url: is not a PostgreSQL URL", "`nonsense`"]),
     (
         "postgresql://app:hunter2@127.0.0.1:1/shop",
         "env:ANABRANCH_NOT_SET",

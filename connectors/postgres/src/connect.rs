@@ -52,7 +52,7 @@ impl Endpoint {
     pub fn parse(key: &str, url: &str) -> Result<Self> {
         // Everything up to the first @ is taken for user and password, so what follows it would be
         // taken for the host, and be shown as such.
-        if is_url(url) && url.split('?').next().is_some_and(|base| base.matches('@').count() > 1) {
+        if is_url(url) && base_and_options(url).0.matches('@').count() > 1 {
             return Err(Error::config(key, "has more than one @")
                 .hint("percent-encode an @ in a user's name or a password as %40, or set the password apart"));
         }
@@ -205,6 +205,16 @@ fn is_url(text: &str) -> bool {
     text.starts_with("postgres://") || text.starts_with("postgresql://")
 }
 
+/// A URL's part before its options, and those. A question mark before the @ is of the password.
+fn base_and_options(url: &str) -> (&str, Option<&str>) {
+    let from =
+        url.find('@').filter(|at| !url.get(url.find("://").map_or(0, |p| p + 3)..*at).is_some_and(|u| u.contains('/')));
+    match url[from.unwrap_or(0)..].find('?').map(|at| at + from.unwrap_or(0)) {
+        Some(at) => (&url[..at], Some(&url[at + 1..])),
+        None => (url, None),
+    }
+}
+
 fn is_unix(host: &Host) -> bool {
     matches!(host, Host::Unix(_))
 }
@@ -242,7 +252,7 @@ impl SslOptions {
 fn split_ssl_options(key: &str, url: &str) -> Result<(String, SslOptions)> {
     let mut options = SslOptions::default();
     if is_url(url) {
-        let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), options)) };
+        let (base, Some(query)) = base_and_options(url) else { return Ok((url.to_owned(), options)) };
         let kept: Vec<&str> = query
             .split('&')
             .filter(|pair| {
@@ -322,6 +332,7 @@ mod tests {
             ("postgresql://u@%2Ftmp%2Fsock/d", SslMode::Disable),
             ("postgresql://u@localhost/d?sslmode=disable", SslMode::Disable),
             ("postgresql://u@db.example/d?sslmode=require", SslMode::Require),
+            ("postgresql://u:a?b@localhost/d?sslmode=disable", SslMode::Disable),
             ("host=db.example user=u sslmode=disable dbname=d", SslMode::Disable),
         ] {
             assert_eq!(Endpoint::parse("k", url).unwrap().ssl_mode(), mode, "{url}");

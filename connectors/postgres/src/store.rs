@@ -93,6 +93,25 @@ impl Store {
         Ok(row.get::<_, i64>(0) == TABLES.len() as i64)
     }
 
+    /// Whether the tables are there, or the user may create them.
+    ///
+    /// # Errors
+    /// `Config`, with the statements to run, if not.
+    pub(crate) async fn check_rights(&self, client: &Client) -> Result<()> {
+        if self.exists(client).await? {
+            return Ok(());
+        }
+        let row = client
+            .query_one(
+                "SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1), \
+                   has_database_privilege(current_database(), 'CREATE')), current_user::text",
+                &[&self.schema],
+            )
+            .await
+            .map_err(|e| classify(e, "cannot look for the schema of the pipeline"))?;
+        if row.get(0) { Ok(()) } else { Err(self.denied(row.get(1))) }
+    }
+
     /// Creates the schema and its tables if they are missing.
     ///
     /// # Errors

@@ -88,7 +88,7 @@ fn in_words(expected: &str) -> &str {
 
 fn unknown(section: &str, key: &str, known: &[&str]) -> Error {
     let error = Error::config(dotted(section, key), "is not a key that is known here");
-    let near = known.iter().map(|k| (distance(key, k), k)).filter(|(d, k)| *d <= 1 + k.len() / 4).min();
+    let near = known.iter().map(|k| (distance(key, k), k)).filter(|(d, k)| *d <= 1 + k.len() / 3).min();
     match near {
         Some((_, near)) => error.hint(format!("did you mean {near}?")),
         None if known.is_empty() => error.hint("it takes none"),
