@@ -113,8 +113,19 @@ async fn a_target_that_fits() {
     let table = source("orders", &[("id", DataType::Int64)]);
     let found = check(&[table], &Fake::with([there]), &[], false).await;
     found.verdict().unwrap();
-    assert_eq!(found.tables[0].notes.len(), 2, "the trigger, and the column stamp: {:?}", found.tables[0].notes);
+    assert_eq!(found.tables[0].notes, ["a trigger will fire"], "the column stamp has a default");
     assert!(found.pinned_groups().is_empty());
+}
+
+#[tokio::test]
+async fn a_column_that_nobody_fills() {
+    let table = source("orders", &[("id", DataType::Int64)]);
+    let mut there = fitting(&table);
+    there.schema.columns.push(Column { nullable: false, ..Column::new("stamp", DataType::Int64) });
+    there.required.push("stamp".to_owned());
+    let found = check(&[table], &Fake::with([there]), &[], false).await;
+    assert_eq!(found.verdict().unwrap_err().kind(), ErrorKind::Config);
+    assert!(problems(&found)[0].contains("orders.stamp: is NOT NULL without a default"), "{:?}", problems(&found));
 }
 
 #[tokio::test]
