@@ -275,3 +275,25 @@ fn secrets_from_the_environment_and_from_files_are_used_and_not_shown() -> Teste
     command.check()?.expect(CONFIGURATION, &["source.url: "]);
     Ok(())
 }
+
+#[test]
+fn debug_output_of_a_pipeline_shows_no_secret() -> Tested {
+    let others = [
+        RIGHT.to_owned(),
+        RIGHT.replace("type = \"sqlite\"\npath = \"target.db\"", "type = \"mysql\"\nurl = \"mysql://a:hunter2@h/d\""),
+        RIGHT.replace(
+            "type = \"sqlite\"\npath = \"target.db\"",
+            "type = \"postgres\"\nurl = \"postgresql://a:hunter2@h/d\"",
+        ),
+        RIGHT.to_owned()
+            + "[[transform]]\ntype = \"mask\"\ntables = [\"a\"]\n\
+               columns = { b = { with = \"sha256\", key = \"hunter2-hunter2-hunter2\" } }\n",
+    ];
+    for text in others {
+        let config = anabranch::pipeline::PipelineConfig::parse(&text)?;
+        assert!(!format!("{config:?}").contains(SECRET), "{config:?}");
+        let pipeline = anabranch::registry().pipeline(config)?;
+        assert!(!format!("{pipeline:?}").contains(SECRET), "{pipeline:?}");
+    }
+    Ok(())
+}

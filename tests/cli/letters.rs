@@ -92,7 +92,7 @@ fn a_skipped_letter_is_left_out_and_its_followers_come() -> Tested {
     command.drain()?.expect(DONE, &[]);
     shop.on_target(CHEAP)?;
     shop.on_source("UPDATE orders SET total = 3000000 WHERE id = 4")?;
-    command.drain()?.expect(OPERATOR, &["1 dead letters are open"]);
+    command.drain()?.expect(OPERATOR, &["1 dead letter is open"]);
     shop.on_source("UPDATE orders SET total = 44 WHERE id = 4")?;
     command.drain()?.expect(OPERATOR, &["2 dead letters are open"]);
     command.call(&["dead-letters", "skip", &ids(&command)?[0]])?.expect(DONE, &["skipped"]);

@@ -24,15 +24,30 @@ fn a_copy_that_is_stopped_goes_on_later() -> Tested {
     let Some(shop) = Shop::open("stopped")? else { return Ok(()) };
     let Some(command) = shop.command()? else { return Ok(()) };
     shop.on_source("INSERT INTO orders SELECT i, repeat('x', 40), i, null FROM generate_series(100, 150000) i")?;
-    // The copy waits behind this lock: it is under way for certain.
     shop.on_target("CREATE TABLE orders (id int PRIMARY KEY, customer varchar(40) NOT NULL, total bigint, due date)")?;
-    for signal in ["TERM", "INT"] {
-        let running = command.spawn(&["run"])?;
-        let copying = "SELECT count(*) FROM pg_stat_progress_copy";
-        until("the copy is under way", || Ok(shop.target.value(&shop.name, copying)?.as_deref() != Some("0")))?;
-        running.signal(signal)?;
-        running.ended()?.expect(DONE, &[" stopped | "]);
-    }
+    command.write(&(shop.head() + "chunk_pages = 100\n" + &shop.sink()))?;
+    // The first chunks of the copy wait behind this lock: it is under way for certain.
+    let (server, name) = (shop.target, shop.name.clone());
+    let lock = "BEGIN; LOCK TABLE orders IN EXCLUSIVE MODE; SELECT pg_sleep(600)";
+    let holder = std::thread::spawn(move || server.exec(&name, lock).is_err());
+    let some = |granted: &str| {
+        let sql = format!(
+            "SELECT count(*) > 0 FROM pg_locks WHERE {granted} AND relation = 'orders'::regclass
+               AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        );
+        Ok(server.value(&shop.name, &sql)?.as_deref() == Some("t"))
+    };
+    until("the table is locked", || some("granted"))?;
+    let running = command.spawn(&["run"])?;
+    until("the copy is under way", || some("NOT granted"))?;
+    running.signal("TERM")?;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+               WHERE datname = current_database() AND query LIKE 'BEGIN; LOCK TABLE%'";
+    shop.on_target(end)?;
+    assert!(holder.join().is_ok_and(|ended| ended));
+    running.ended()?.expect(DONE, &[" stopped | "]);
+    let copied = shop.target.value(&shop.name, "SELECT count(*) < 149951 FROM orders")?;
+    assert_eq!(copied.as_deref(), Some("t"), "there is something left to copy");
     command.drain()?.expect(DONE, &[]);
     shop.assert_same()
 }

@@ -130,6 +130,17 @@ async fn a_target_that_fits() {
 }
 
 #[tokio::test]
+async fn a_column_that_nobody_fills() {
+    let table = source("orders", &[("id", DataType::Int64)]);
+    let mut there = fitting(&table);
+    there.schema.columns.push(Column { nullable: false, ..Column::new("stamp", DataType::Int64) });
+    there.required.push("stamp".to_owned());
+    let found = check(&[table], &Fake::with([there]), &[], false).await;
+    assert_eq!(found.verdict().unwrap_err().kind(), ErrorKind::Config);
+    assert!(problems(&found)[0].contains("orders.stamp: is NOT NULL without a default"), "{:?}", problems(&found));
+}
+
+#[tokio::test]
 async fn what_is_lost_needs_consent_by_name() {
     let table = source("orders", &[("id", DataType::Int64), ("price", decimal())]);
     let fake = Fake::with([fitting(&table)]);

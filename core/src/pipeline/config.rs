@@ -1,5 +1,6 @@
 //! The configuration file, as serde sees it. The command line and the wheel read it too.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -27,7 +28,7 @@ use crate::error::{Error, Result};
 /// assert_eq!(config.pipeline.name, "orders-dr");
 /// # Ok::<(), anabranch_core::Error>(())
 /// ```
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineConfig {
     /// `[pipeline]`
@@ -88,7 +89,7 @@ enum OrderName {
 }
 
 /// `[checkpoint]`
-#[derive(Debug, Deserialize)]
+#[derive(Deserialize)]
 pub struct CheckpointConfig {
     /// `sink` (the default where the sink can), `memory`, `file`, `sqlite`, `postgres`, `mysql`.
     #[serde(rename = "type")]
@@ -99,7 +100,7 @@ pub struct CheckpointConfig {
 }
 
 /// `[dead_letters]`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 pub struct DeadLetterConfig {
     /// `stop` (default), `halt_shard` or `dead_letter`.
     #[serde(default)]
@@ -121,6 +122,46 @@ pub struct MappingConfig {
     /// Accepted lossy columns: `"table.column"`, `"schema.table.column"`, or `"type:numeric"`.
     #[serde(default)]
     pub lossy: Vec<String>,
+}
+
+/// The keys of a table without their values: one of them may hold a password.
+struct Names<'a>(&'a Table);
+
+impl fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+impl fmt::Debug for PipelineConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PipelineConfig")
+            .field("pipeline", &self.pipeline)
+            .field("source", &Names(&self.source))
+            .field("sink", &Names(&self.sink))
+            .field("checkpoint", &self.checkpoint)
+            .field("dead_letters", &self.dead_letters)
+            .field("mapping", &self.mapping)
+            .field("transform", &self.transform.iter().map(Names).collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl fmt::Debug for CheckpointConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckpointConfig").field("kind", &self.kind).field("rest", &Names(&self.rest)).finish()
+    }
+}
+
+impl fmt::Debug for DeadLetterConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeadLetterConfig")
+            .field("on_rejected", &self.on_rejected)
+            .field("max_attempts", &self.max_attempts)
+            .field("kind", &self.kind)
+            .field("rest", &Names(&self.rest))
+            .finish()
+    }
 }
 
 impl PipelineConfig {
@@ -185,5 +226,23 @@ impl PipelineSection {
                 Ok(Order::Window { length, lanes: self.lanes.unwrap_or(1) })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_shows_no_value_of_a_connector() {
+        let config = PipelineConfig::parse(
+            "[pipeline]\nname = 'x'\n[source]\nurl = 'postgresql://a:hunter2@h/d'\n[sink]\npassword = 'hunter2'\n\
+             [checkpoint]\ntype = 'postgres'\nurl = 'hunter2'\n[dead_letters]\nurl = 'hunter2'\n\
+             [[transform]]\nkey = 'hunter2'\n",
+        )
+        .unwrap();
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("password") && shown.contains("url"), "{shown}");
     }
 }

@@ -105,7 +105,7 @@ impl TransformConfig {
             Self::Shard(ShardConfig { tables, column, name }) => Box::new(match (column, name) {
                 (Some(column), None) => Shard::column(tables, column),
                 (None, Some(name)) => Shard::constant(tables, name),
-                _ => return Err(Error::config("transforms.shard", "give either column or name")),
+                _ => return Err(Error::config("transform.shard", "give either column or name")),
             }),
         })
     }

@@ -86,7 +86,7 @@ impl Mask {
                 MaskRule::Null {} => Rule::Null,
                 MaskRule::Constant { value } => Rule::Constant(value),
                 MaskRule::Sha256 { key } => {
-                    let name = format!("transforms.mask.columns.{column}.key");
+                    let name = format!("transform.mask.columns.{column}.key");
                     let key = key.resolve(&name)?;
                     if key.expose().is_empty() {
                         return Err(Error::config(name, "is empty"));
@@ -107,7 +107,7 @@ fn plan(tables: &[TablePattern], columns: &BTreeMap<String, Rule>, schema: &Arc<
         return Ok(None);
     }
     let refuse = |column: &str, problem: &str| {
-        Error::config(format!("transforms.mask.columns.{column}"), format!("{} {problem}", schema.name))
+        Error::config(format!("transform.mask.columns.{column}"), format!("{} {problem}", schema.name))
     };
     let exact = tables.iter().any(|p| p.is_exact() && p.matches(&schema.name));
     let mut new = TableSchema::clone(schema);

@@ -61,8 +61,8 @@ impl Project {
 
     pub(super) fn check(&self) -> Result<()> {
         match (self.keep.is_empty(), self.drop.is_empty()) {
-            (false, false) => Err(Error::config("transforms.project", "give either keep or drop, not both")),
-            (true, true) => Err(Error::config("transforms.project", "names no columns").hint("give keep or drop")),
+            (false, false) => Err(Error::config("transform.project", "give either keep or drop, not both")),
+            (true, true) => Err(Error::config("transform.project", "names no columns").hint("give keep or drop")),
             _ => Ok(()),
         }
     }
@@ -74,7 +74,7 @@ fn plan(tables: &[TablePattern], keep: &[String], drop: &[String], schema: &Tabl
     }
     let exact = tables.iter().any(|p| p.is_exact() && p.matches(&schema.name));
     if let Some(missing) = keep.iter().chain(drop).find(|c| exact && schema.index_of(c).is_none()) {
-        return Err(Error::config("transforms.project", format!("{} has no column {missing}", schema.name)));
+        return Err(Error::config("transform.project", format!("{} has no column {missing}", schema.name)));
     }
     let stays = |name: &String| if keep.is_empty() { !drop.contains(name) } else { keep.contains(name) };
     let columns: Vec<usize> = (0..schema.columns.len()).filter(|&i| stays(&schema.columns[i].name)).collect();
@@ -82,7 +82,7 @@ fn plan(tables: &[TablePattern], keep: &[String], drop: &[String], schema: &Tabl
     for &k in &schema.key {
         let at = columns.iter().position(|&c| c == usize::from(k)).ok_or_else(|| {
             let column = &schema.columns[usize::from(k)].name;
-            Error::config("transforms.project", format!("{column} is in the key of {} and must stay", schema.name))
+            Error::config("transform.project", format!("{column} is in the key of {} and must stay", schema.name))
         })?;
         key.push(at as u16);
     }

@@ -75,13 +75,13 @@ impl Rename {
     fn rename(&self, old: &TableSchema) -> Result<TableSchema> {
         let mut new = TableSchema { name: self.name(&old.name), ..old.clone() };
         for (from, to) in self.columns.get(&old.name.to_string()).into_iter().flatten() {
-            let key = format!("transforms.rename.columns.{}.{from}", old.name);
+            let key = format!("transform.rename.columns.{}.{from}", old.name);
             let at = old.index_of(from).ok_or_else(|| Error::config(&key, "the table has no such column"))?;
             new.columns[at].name.clone_from(to);
         }
         for (at, column) in new.columns.iter().enumerate() {
             if new.columns[..at].iter().any(|c| c.name == column.name) {
-                let key = format!("transforms.rename.columns.{}", old.name);
+                let key = format!("transform.rename.columns.{}", old.name);
                 return Err(Error::config(key, format!("two columns would be called {}", column.name)));
             }
         }

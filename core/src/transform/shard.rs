@@ -52,7 +52,7 @@ impl Transform for Shard {
                 By::Constant(name) => return Ok(Some(Arc::clone(name))),
                 By::Column(column) => {
                     let missing =
-                        || Error::config("transforms.shard.column", format!("{} has no column {column}", schema.name));
+                        || Error::config("transform.shard.column", format!("{} has no column {column}", schema.name));
                     of_column(change, schema.index_of(column).ok_or_else(missing)?)?
                 }
                 By::Custom(choose) => choose(change)?,

@@ -59,11 +59,11 @@ pub(crate) async fn run(file: &Path, until_drained: bool) -> Result<u8> {
     progress.end();
     match result {
         Ok(Some(drained)) if !drained.drained => {
-            eprintln!(
-                "{} dead letters are open: see `anabranch dead-letters {} list`",
-                drained.dead_letters_open,
-                file.display()
-            );
+            let open = match drained.dead_letters_open {
+                1 => "1 dead letter is open".to_owned(),
+                n => format!("{n} dead letters are open"),
+            };
+            eprintln!("error: {open}: see `anabranch dead-letters {} list`", file.display());
             code = exit::OPERATOR;
         }
         Ok(Some(_)) => {

@@ -88,7 +88,7 @@ impl From<bool> for Literal {
 
 impl Condition {
     fn key(&self) -> String {
-        format!("transforms.filter.rows.{}", self.column)
+        format!("transform.filter.rows.{}", self.column)
     }
 
     pub(super) fn check(&self) -> Result<()> {
