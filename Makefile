@@ -8,7 +8,7 @@ help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
 	@echo "make test    formatting, all tests, crash runs of 50 kills for each pair of databases"
 	@echo "make crash   long crash runs: KILLS=1000 for each pair; SEED= replays one"
-	@echo "make bench   measures"
+	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
 	@echo "make lint    clippy and documentation, warnings are errors"
 	@echo "make setup   fetches the servers that the others start"
 
@@ -30,7 +30,7 @@ crash: setup
 	KILLS=$${KILLS:-1000} $(CARGO) test --test main crash -- --nocapture --test-threads=1
 
 bench: setup
-	$(CARGO) bench
+	$(CARGO) bench --bench load
 
 lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -4,20 +4,13 @@ use std::time::Duration;
 
 use crate::process::Used;
 
-/// How a contender did.
-#[derive(Debug)]
-pub(crate) struct Line {
-    pub(crate) name: String,
-    pub(crate) took: Duration,
-    pub(crate) used: Used,
-}
-
-/// Lines about the same load of `count` of `what`, compared with the one called `reference`.
+/// How contenders did with the same load: `count` of `what`, compared with the one called `reference`.
 #[derive(Debug)]
 pub(crate) struct Report {
     count: u64,
     reference: &'static str,
-    lines: Vec<Line>,
+    /// How long the reference took.
+    native: Option<Duration>,
 }
 
 impl Report {
@@ -27,19 +20,27 @@ impl Report {
         let per_second = format!("{what}/s");
         let cpu = format!("CPU us/{}", what.trim_end_matches('s'));
         println!("{:<42} {:>8} {per_second:>11} {:>9} {cpu:>13} {:>9}", "", "seconds", "of native", "peak MiB");
-        Self { count, reference, lines: Vec::new() }
+        Self { count, reference, native: None }
     }
 
     pub(crate) fn add(&mut self, name: &str, took: Duration, used: Used) {
-        self.lines.push(Line { name: name.to_owned(), took, used });
-        let native = self.lines.iter().find(|line| line.name == self.reference);
-        let ratio = native.map_or_else(String::new, |n| format!("{:.2} x", n.took.as_secs_f64() / took.as_secs_f64()));
+        if name == self.reference {
+            self.native = Some(took);
+        }
+        let ratio = |native: Duration| format!("{:.2} x", native.as_secs_f64() / took.as_secs_f64());
+        let ratio = self.native.map_or_else(String::new, ratio);
+        let peak = match used.peak_kib {
+            0 => "-".to_owned(),
+            kib => format!("{:.1}", kib as f64 / 1024.0),
+        };
+        let cpu = match used.cpu_seconds {
+            0.0 => "-".to_owned(),
+            seconds => format!("{:.2}", seconds * 1e6 / self.count as f64),
+        };
         println!(
-            "{name:<42} {:>8.2} {:>11.0} {ratio:>9} {:>13.2} {:>9.1}",
+            "{name:<42} {:>8.2} {:>11.0} {ratio:>9} {cpu:>13} {peak:>9}",
             took.as_secs_f64(),
             self.count as f64 / took.as_secs_f64(),
-            used.cpu_seconds * 1e6 / self.count as f64,
-            used.peak_kib as f64 / 1024.0,
         );
     }
 }

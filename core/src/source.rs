@@ -30,7 +30,17 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// them; [`Fatal`](crate::ErrorKind::Fatal) for a gap: what was lost and how to repair it.
     async fn prepare(&self, resume: Option<&Checkpoint>) -> Result<SourceIdentity>;
 
-    /// The tables that it sends, as they are now.
+    /// Everything that [`Source::prepare`] checks, without creating anything. Gives the statements
+    /// that `prepare` would run, in order, for people to read.
+    ///
+    /// [`Pipeline::check`](crate::Pipeline::check) calls it in place of `prepare`.
+    ///
+    /// # Errors
+    /// As `prepare`: what is an error there before anything is created is one here.
+    async fn check(&self, resume: Option<&Checkpoint>) -> Result<Vec<String>>;
+
+    /// The tables that it sends, as they are now. After [`Source::check`], where what selects them
+    /// (a publication) does not exist yet: those that it would send.
     async fn tables(&self) -> Result<Vec<TableSchema>>;
 
     /// The partitions known now. Asked at the start; later ones come from readers that close.
@@ -85,7 +95,8 @@ pub enum SourceOrder {
 pub struct StartFrom {
     /// After this position; `None`: where the partition starts. Changes at or before it may be given
     /// again (a whole transaction whose beginning lies there, an inclusive read): the runtime drops them
-    /// by their ranks.
+    /// by their ranks. An empty token, of a place within a partition's first transaction, means where
+    /// the partition starts too.
     pub position: Option<Position>,
     /// The points at which tables were copied. Changes of a table that its copy already has must
     /// not be given again.
@@ -118,6 +129,7 @@ pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What a reader gives.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are batches")]
 pub enum Next {
     /// Changes, or an empty heartbeat.
     Batch(ChangeBatch),

@@ -95,6 +95,7 @@ async fn a_transaction_above_the_budget_arrives_whole() {
     // The one target transaction that has rows has all of them.
     let sizes: Vec<usize> = sink.history().iter().map(|c| c.rows().count()).filter(|&n| n > 0).collect();
     assert_eq!(sizes, [100_000]);
+    assert_eq!(running.status().counters.changes, 100_000, "its parts are counted");
     running.stop().await.unwrap();
 }
 

@@ -71,7 +71,7 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
         ),
     );
     let writer = Writer::start(&shop);
-    let mut pipeline = Pipeline::new(program, &shop.url(), &target.sink(), target.name())?;
+    let mut pipeline = Pipeline::new(program, &shop.url(), target)?;
 
     let started = Instant::now();
     pipeline.start()?;
@@ -158,7 +158,7 @@ fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

@@ -22,6 +22,11 @@ pub(crate) trait Target {
     /// The `[sink]` section of the configuration, without its head.
     fn sink(&self) -> String;
 
+    /// Types whose rarest values (NaN, infinity) it refuses, as `mapping.lossy` names them.
+    fn lossy(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The number that a query gives. `None`: the table is not there yet.
     fn number(&self, sql: &str) -> Option<u64>;
 
@@ -142,6 +147,10 @@ impl Target for Maria {
 
     fn sink(&self) -> String {
         format!("type = \"mysql\"\nurl = \"{}\"\n", self.server.url("shop"))
+    }
+
+    fn lossy(&self) -> &'static [&'static str] {
+        &["type:numeric", "type:timestamp with time zone"]
     }
 
     fn number(&self, sql: &str) -> Option<u64> {

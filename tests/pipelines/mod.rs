@@ -10,5 +10,6 @@ mod faults;
 mod runner;
 mod source;
 mod targets;
+mod types;
 mod watcher;
 mod writers;

@@ -49,7 +49,11 @@ pub(crate) fn render<'a>(
             let number = number_of(value)? as f32;
             exponential(f64::from(number), &mut scratch.text).map(Rendered::Number)
         }
-        Encoding::Decimal { scale } => decimal(value, scale, &mut scratch.text).map(Rendered::Number),
+        Encoding::Decimal { whole, scale } => decimal(value, whole, scale, &mut scratch.text).map(Rendered::Number),
+        Encoding::Label { ref labels } => {
+            let text = text_of(value)?;
+            if labels.iter().any(|l| l == text) { Ok(Rendered::Text(text)) } else { Err(odd(text, "a label")) }
+        }
         Encoding::Text { chars, bytes, trim } => {
             let text = canonical(value, &mut scratch.text);
             let text = if trim { text.trim_end_matches(' ') } else { text };
@@ -154,7 +158,7 @@ fn exponential(number: f64, scratch: &mut String) -> Result<&str, String> {
     Ok(scratch)
 }
 
-fn decimal<'a>(value: ValueRef<'a>, scale: u32, scratch: &'a mut String) -> Result<&'a str, String> {
+fn decimal<'a>(value: ValueRef<'a>, most: u32, scale: u32, scratch: &'a mut String) -> Result<&'a str, String> {
     let text = match value {
         ValueRef::Text(v) => v,
         ValueRef::Int(v) => return Ok(set(scratch, v)),
@@ -166,6 +170,10 @@ fn decimal<'a>(value: ValueRef<'a>, scale: u32, scratch: &'a mut String) -> Resu
     let digits = |t: &str| t.bytes().all(|b| b.is_ascii_digit());
     if unsigned.is_empty() || !digits(whole) || !digits(fraction) {
         return Err(odd(text, "a number"));
+    }
+    let before = whole.trim_start_matches('0').len();
+    if before > most as usize {
+        return Err(format!("has {before} digits before the point, the target holds {most}"));
     }
     let needed = fraction.trim_end_matches('0').len();
     if needed > scale as usize {
@@ -378,8 +386,8 @@ mod tests {
             (ValueRef::Float(0.1), &Encoding::Double { single: false }, "1e-1"),
             (ValueRef::Float(f64::from(0.1f32)), &Encoding::Double { single: true }, "1e-1"),
             (ValueRef::Text("0.1"), &Encoding::Float, "1.0000000149011612e-1"),
-            (ValueRef::Text("1.500"), &Encoding::Decimal { scale: 1 }, "1.5"),
-            (ValueRef::Text("-0.00"), &Encoding::Decimal { scale: 0 }, "-0"),
+            (ValueRef::Text("1.500"), &Encoding::Decimal { whole: 9, scale: 1 }, "1.5"),
+            (ValueRef::Text("-0.00"), &Encoding::Decimal { whole: 9, scale: 0 }, "-0"),
             (ValueRef::Text("it's \\ \0 \u{1F600}"), &TEXT, "'it\\'s \\\\ \\0 \u{1F600}'"),
             (ValueRef::Text("ab  "), &Encoding::Text { chars: 2, bytes: 9, trim: true }, "'ab'"),
             (ValueRef::Bytes(&[0, 255]), &bytes, "X'00FF'"),
@@ -406,8 +414,11 @@ mod tests {
     #[test]
     fn what_the_server_would_change_in_silence_is_refused() {
         let cases: &[(ValueRef<'_>, Encoding)] = &[
-            (ValueRef::Text("1.239"), Encoding::Decimal { scale: 2 }),
-            (ValueRef::Text("NaN"), Encoding::Decimal { scale: 2 }),
+            (ValueRef::Text("1.239"), Encoding::Decimal { whole: 9, scale: 2 }),
+            (ValueRef::Text("1234567890"), Encoding::Decimal { whole: 9, scale: 2 }),
+            (ValueRef::Text("1"), Encoding::Label { labels: vec!["a".into()] }),
+            (ValueRef::Text("A"), Encoding::Label { labels: vec!["a".into()] }),
+            (ValueRef::Text("NaN"), Encoding::Decimal { whole: 9, scale: 2 }),
             (ValueRef::Float(f64::NAN), Encoding::Double { single: false }),
             (ValueRef::Text("Infinity"), Encoding::Double { single: false }),
             (ValueRef::Text("1e39"), Encoding::Float),
@@ -419,7 +430,7 @@ mod tests {
             (ValueRef::Text("0044-03-15 00:00:00 BC"), Encoding::DateTime { digits: 6 }),
             (ValueRef::Text("10000-01-01 00:00:00"), Encoding::DateTime { digits: 6 }),
             (ValueRef::Text("1; DROP TABLE x"), Encoding::Int),
-            (ValueRef::Text("1); --"), Encoding::Decimal { scale: 9 }),
+            (ValueRef::Text("1); --"), Encoding::Decimal { whole: 9, scale: 9 }),
             (ValueRef::Text("10101"), Encoding::Bits { length: 4 }),
             (ValueRef::Bytes(b"abc"), Encoding::Bytes { min: 4, max: 4, hex: true }),
             (ValueRef::Unchanged, TEXT),

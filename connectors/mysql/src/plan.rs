@@ -106,6 +106,15 @@ impl Read {
     }
 }
 
+/// A value of a key, for people.
+fn shown(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Text(text) => text.chars().take(64).collect(),
+        ValueRef::Int(v) => v.to_string(),
+        other => format!("{other:?}").chars().take(64).collect(),
+    }
+}
+
 impl Plan {
     /// # Errors
     /// `Config`, naming the table and the column that does not fit.
@@ -221,14 +230,21 @@ impl Plan {
         scratch: &mut Scratch,
     ) -> Result<(), Failure> {
         let value =
-            render(row.value(column.source), &column.encoding, scratch).map_err(|why| self.refuse(column, why))?;
+            render(row.value(column.source), &column.encoding, scratch).map_err(|why| self.refuse(column, row, why))?;
         push_sql(value, sql);
         Ok(())
     }
 
-    /// A value that the target cannot hold.
-    pub(crate) fn refuse(&self, column: &PlanColumn, why: impl std::fmt::Display) -> Failure {
-        Error::rejected(format!("table {} column {}: the value {why}", self.name, column.name.trim_matches('`'))).into()
+    /// A value that the target cannot hold, in the row of this key.
+    fn refuse(&self, column: &PlanColumn, row: &dyn Values, why: impl std::fmt::Display) -> Failure {
+        let key: Vec<String> = self
+            .key
+            .iter()
+            .map(|&k| format!("{}={}", self.columns[k].name.trim_matches('`'), shown(row.value(k))))
+            .collect();
+        let at = if key.is_empty() { String::new() } else { format!(" [{}]", key.join(", ")) };
+        let (name, column) = (&self.name, column.name.trim_matches('`'));
+        Error::rejected(format!("table {name}{at} column {column}: the value {why}")).into()
     }
 
     /// Appends the condition that finds the row with the key of `row`.

@@ -17,9 +17,15 @@ pub(crate) enum Encoding {
     },
     /// 32 bits.
     Float,
-    /// Digits, of which at most `scale` after the point may be other than 0: the server would round.
+    /// Digits, at most `whole` of them before the point, and after it at most `scale` that are not 0:
+    /// the server would round those, and a literal beyond 65 digits is not what it says.
     Decimal {
+        whole: u32,
         scale: u32,
+    },
+    /// One of these labels: the server would take `1` for the first of them, and `A` for `a`.
+    Label {
+        labels: Vec<String>,
     },
     /// Canonical text, up to so many characters and bytes: the server would cut blanks off in silence.
     Text {
@@ -53,8 +59,11 @@ pub(crate) enum Encoding {
 type Route = (Fidelity, Encoding, &'static str);
 
 const ANY_TEXT: Encoding = Encoding::Text { chars: u32::MAX, bytes: u64::MAX, trim: false };
-const YEARS: &str = "only the years 0001 to 9999: infinity, -infinity and BC are refused";
-const NOT_FINITE: &str = "NaN and infinities are refused; -0 becomes 0";
+const YEARS: &str = "refuses BC, years beyond 9999, infinity and -infinity";
+const YEARS_UTC: &str = "in UTC; refuses BC, years beyond 9999, infinity and -infinity";
+const FINITE: &str = "refuses NaN and infinities; -0 as the equal 0";
+const OUT_OF_RANGE: &str = "refuses values out of the target's range";
+const CUT: &str = "further digits of the second are cut off; refuses BC, years beyond 9999 and infinities";
 
 /// How a column of the source is stored in a column of this type; `None` if it cannot be.
 pub(crate) fn route(source: &DataType, native: &Native) -> Option<Route> {
@@ -69,8 +78,10 @@ pub(crate) fn route(source: &DataType, native: &Native) -> Option<Route> {
         (DataType::Bytes, _) => bytes(native)?,
         (DataType::Uuid, F::Uuid) => (Fidelity::Exact, ANY_TEXT, ""),
         (DataType::Uuid, F::Binary(16) | F::VarBinary(16)) => (Fidelity::Exact, Encoding::UuidBytes, "as 16 bytes"),
-        (DataType::Date, F::Date) => (Fidelity::Lossy, Encoding::Date, YEARS),
-        (DataType::Date, F::DateTime(_)) => (Fidelity::Lossy, Encoding::Date, YEARS),
+        (DataType::Date, F::Date) => (Fidelity::Exact, Encoding::Date, YEARS),
+        (DataType::Date, F::DateTime(_)) => {
+            (Fidelity::Widening, Encoding::Date, "as midnight; refuses BC, years beyond 9999 and infinities")
+        }
         (DataType::Time, F::Time(6)) => (Fidelity::Exact, Encoding::Time { digits: 6 }, ""),
         (DataType::Time, F::Time(n)) => {
             (Fidelity::Lossy, Encoding::Time { digits: *n }, "further digits of the second are cut off")
@@ -90,8 +101,8 @@ pub(crate) fn route(source: &DataType, native: &Native) -> Option<Route> {
         }
         (DataType::Enum { labels }, F::Enum(there)) => {
             let all = !labels.is_empty() && labels.iter().all(|l| there.contains(l));
-            let fidelity = if all { Fidelity::Exact } else { Fidelity::Lossy };
-            (fidelity, ANY_TEXT, if all { "" } else { "labels that the target's enum lacks are refused" })
+            let note = if all { "" } else { "refuses labels that the target's enum lacks" };
+            (Fidelity::Exact, Encoding::Label { labels: there.clone() }, note)
         }
         (_, _) => text(source, native)?,
     };
@@ -114,11 +125,11 @@ fn whole_number(source: &DataType, native: &Native) -> Option<Route> {
         &Family::Int { bytes, unsigned } if unsigned == from_unsigned && bytes >= from => {
             (if bytes == from { Fidelity::Exact } else { Fidelity::Widening }, Encoding::Int, "")
         }
-        Family::Int { .. } => (Fidelity::Lossy, Encoding::Int, "values out of the target's range are refused"),
+        Family::Int { .. } => (Fidelity::Exact, Encoding::Int, OUT_OF_RANGE),
         &Family::Decimal { precision, scale, unsigned } => {
             let fits = precision - scale.min(precision) >= digits && (!unsigned || from_unsigned);
-            let fidelity = if fits { Fidelity::Widening } else { Fidelity::Lossy };
-            (fidelity, Encoding::Int, if fits { "" } else { "values out of the target's range are refused" })
+            let fidelity = if fits { Fidelity::Widening } else { Fidelity::Exact };
+            (fidelity, Encoding::Int, if fits { "" } else { OUT_OF_RANGE })
         }
         Family::Double if from < 8 => (Fidelity::Widening, Encoding::Int, ""),
         Family::Double => (Fidelity::Lossy, Encoding::Int, "rounded beyond 53 bits"),
@@ -129,54 +140,58 @@ fn whole_number(source: &DataType, native: &Native) -> Option<Route> {
 fn number(source: &DataType, native: &Native) -> Option<Route> {
     let float = matches!(source, DataType::Float32 | DataType::Float64);
     Some(match (&native.family, source) {
-        (Family::Double, DataType::Float32) => (Fidelity::Lossy, Encoding::Double { single: true }, NOT_FINITE),
-        (Family::Double, DataType::Float64) => (Fidelity::Lossy, Encoding::Double { single: false }, NOT_FINITE),
+        (Family::Double, DataType::Float32) => (Fidelity::Widening, Encoding::Double { single: true }, FINITE),
+        (Family::Double, DataType::Float64) => (Fidelity::Exact, Encoding::Double { single: false }, FINITE),
         (Family::Float, DataType::Float32) => (
-            Fidelity::Lossy,
+            Fidelity::Exact,
             Encoding::Float,
-            "NaN and infinities are refused; the server prints 6 digits of it, unless cast to DOUBLE",
+            "refuses NaN and infinities; -0 as the equal 0; the server prints 6 digits of it, unless cast to DOUBLE",
         ),
         (Family::Float, _) => (Fidelity::Lossy, Encoding::Float, "rounded to 24 bits"),
         (Family::Double, _) => (Fidelity::Lossy, Encoding::Double { single: false }, "rounded to 53 bits"),
         (&Family::Decimal { precision, scale, unsigned }, &DataType::Decimal { precision: p, scale: s }) => {
-            let encoding = Encoding::Decimal { scale };
-            match p {
-                Some(p) => {
-                    let s = s.unwrap_or(0);
-                    let whole = i64::from(p) - i64::from(s);
-                    let fits = i64::from(scale) >= i64::from(s) && i64::from(precision - scale.min(precision)) >= whole;
-                    let note = if fits && !unsigned { "NaN is refused" } else { "values that do not fit are refused" };
-                    (Fidelity::Lossy, encoding, note)
-                }
-                None => (
-                    Fidelity::Lossy,
-                    encoding,
-                    "values with more digits are refused, so are NaN and infinities; shown with all its decimals",
-                ),
-            }
+            decimal_route((precision, scale, unsigned), p.map(|p| (p, s.unwrap_or(0))))
         }
-        (Family::Int { .. }, DataType::Decimal { .. }) => {
-            (Fidelity::Lossy, Encoding::Decimal { scale: 0 }, "only whole numbers in range")
+        (&Family::Int { .. }, DataType::Decimal { .. }) => {
+            // BIGINT UNSIGNED has 20 digits; the server checks the range.
+            (
+                Fidelity::Exact,
+                Encoding::Decimal { whole: 20, scale: 0 },
+                "refuses fractions, NaN and what is out of range",
+            )
         }
         (Family::Decimal { .. } | Family::Int { .. }, _) if float => return None,
         _ => text(source, native)?,
     })
 }
 
+/// A decimal of the source, with its precision and scale if they are limited, in one of the target.
+fn decimal_route((precision, scale, unsigned): (u32, u32, bool), source: Option<(u32, i32)>) -> Route {
+    let whole = precision - scale.min(precision);
+    let encoding = Encoding::Decimal { whole, scale };
+    let Some((p, s)) = source else {
+        let note = "refuses more digits than that, NaN and infinities; shown with all its decimals";
+        return (Fidelity::Exact, encoding, note);
+    };
+    let fits = i64::from(scale) >= i64::from(s) && i64::from(whole) >= i64::from(p) - i64::from(s) && !unsigned;
+    let same = precision == p && i64::from(scale) == i64::from(s);
+    let fidelity = if fits && !same { Fidelity::Widening } else { Fidelity::Exact };
+    (fidelity, encoding, if fits { "refuses NaN" } else { "refuses what does not fit, and NaN" })
+}
+
 fn bytes(native: &Native) -> Option<Route> {
     let route = |max: u64| {
-        let exact = max >= LONG;
-        let fidelity = if exact { Fidelity::Exact } else { Fidelity::Lossy };
-        (fidelity, Encoding::Bytes { min: 0, max, hex: true }, if exact { "" } else { "longer values are refused" })
+        let note = if max >= LONG { "" } else { "refuses longer values" };
+        (Fidelity::Exact, Encoding::Bytes { min: 0, max, hex: true }, note)
     };
     Some(match native.family {
         Family::Blob(max) => route(max),
         Family::VarBinary(max) => route(u64::from(max)),
         // A shorter value would be filled up with zero bytes.
         Family::Binary(n) => (
-            Fidelity::Lossy,
+            Fidelity::Exact,
             Encoding::Bytes { min: u64::from(n), max: u64::from(n), hex: true },
-            "values of another length are refused",
+            "refuses values of another length",
         ),
         _ => return None,
     })
@@ -185,21 +200,21 @@ fn bytes(native: &Native) -> Option<Route> {
 fn timestamp(source: &DataType, native: &Native) -> Option<Route> {
     let zoned = *source == DataType::TimestampTz;
     Some(match native.family {
-        Family::DateTime(digits) => {
-            let note = match (digits, zoned) {
-                (6, true) => "in UTC; only the years 0001 to 9999: infinity, -infinity and BC are refused",
-                (6, false) => YEARS,
-                _ => "further digits of the second are cut off; infinities, BC and years beyond 9999 are refused",
-            };
-            (Fidelity::Lossy, Encoding::DateTime { digits }, note)
-        }
+        Family::DateTime(digits) => match (digits, zoned) {
+            (6, true) => (Fidelity::Exact, Encoding::DateTime { digits }, YEARS_UTC),
+            (6, false) => (Fidelity::Exact, Encoding::DateTime { digits }, YEARS),
+            _ => (Fidelity::Lossy, Encoding::DateTime { digits }, CUT),
+        },
         Family::Timestamp(digits) => {
-            let note = match (digits, zoned) {
-                (6, true) => "only 1970-01-01 00:00:01 to 2038-01-19 03:14:07 UTC (MariaDB from 11.5: 2106)",
-                (_, true) => "only 1970 to 2038 (MariaDB from 11.5: 2106); further digits of the second are cut off",
-                (_, false) => "taken as UTC; only 1970 to 2038 (MariaDB from 11.5: 2106)",
+            let (fidelity, note) = match (digits, zoned) {
+                (6, true) => (
+                    Fidelity::Exact,
+                    "refuses all but 1970-01-01 00:00:01 to 2038-01-19 03:14:07 UTC (MariaDB from 11.5: 2106)",
+                ),
+                (6, false) => (Fidelity::Exact, "taken as UTC; refuses all but 1970 to 2038 (MariaDB from 11.5: 2106)"),
+                _ => (Fidelity::Lossy, CUT),
             };
-            (Fidelity::Lossy, Encoding::DateTime { digits }, note)
+            (fidelity, Encoding::DateTime { digits }, note)
         }
         _ => text(source, native)?,
     })
@@ -218,8 +233,7 @@ fn text(source: &DataType, native: &Native) -> Option<Route> {
         }
         Family::Char(n) => {
             // The target drops blanks at the end: of a blank-padded source they mean nothing.
-            let trim = matches!(source, DataType::Char { .. });
-            let keeps = trim || !matches!(source, DataType::Text { .. } | DataType::Enum { .. } | DataType::Other(_));
+            let keeps = keeps_blanks_in_char(source);
             let encoding = Encoding::Text { chars: n, bytes: u64::MAX, trim: true };
             (limit.is_some_and(|l| l <= n) && keeps, encoding, limit == Some(n))
         }
@@ -233,18 +247,27 @@ fn text(source: &DataType, native: &Native) -> Option<Route> {
         _ => return None,
     };
     let exact = full || !of_text && !matches!(source, DataType::Enum { .. });
+    let limited = native.charset.is_some() && may_be_beyond_ascii(source);
+    let charset = "refuses characters that the target's character set lacks";
     Some(match (fits, exact) {
-        (false, _) if matches!(native.family, Family::Char(_)) => {
-            (Fidelity::Lossy, encoding, "blanks at the end are lost, and longer values are refused")
+        (false, _) if matches!(native.family, Family::Char(_)) && !keeps_blanks_in_char(source) => {
+            (Fidelity::Lossy, encoding, "blanks at the end are lost; refuses longer values")
         }
-        (false, _) => (Fidelity::Lossy, encoding, "longer values are refused"),
-        (true, _) if native.charset.is_some() && may_be_beyond_ascii(source) => {
-            (Fidelity::Lossy, encoding, "characters that the target's character set lacks are refused")
+        (false, _) if limited => {
+            (Fidelity::Exact, encoding, "refuses longer values, and characters that the target's character set lacks")
         }
+        (false, _) => (Fidelity::Exact, encoding, "refuses longer values"),
+        (true, true) if limited => (Fidelity::Exact, encoding, charset),
+        (true, false) if limited => (Fidelity::Widening, encoding, charset),
         (true, true) if of_text => (Fidelity::Exact, encoding, ""),
         (true, true) => (Fidelity::Exact, encoding, "as text"),
         (true, false) => (Fidelity::Widening, encoding, ""),
     })
+}
+
+/// Whether no text of this type ends with blanks that mean something: a CHAR of the target drops them.
+fn keeps_blanks_in_char(source: &DataType) -> bool {
+    !matches!(source, DataType::Text { .. } | DataType::Enum { .. } | DataType::Other(_) | DataType::Json)
 }
 
 fn may_be_beyond_ascii(source: &DataType) -> bool {
@@ -282,7 +305,8 @@ fn text_limit(source: &DataType) -> Option<u32> {
         DataType::Bit { length, .. } => return *length,
         DataType::Enum { labels } => labels.iter().map(|l| l.chars().count() as u32).max()?,
         DataType::Other(name) => match name.as_str() {
-            "oid" | "xid" | "cid" | "regclass" => 64,
+            "xid" | "cid" => 10,
+            "xid8" => 20,
             "inet" | "cidr" => 50,
             "macaddr" | "macaddr8" => 23,
             "money" => 40,
@@ -313,8 +337,9 @@ pub(crate) fn native_of(source: &DataType, mariadb: bool) -> String {
         DataType::Time => "time(6)".into(),
         DataType::Timestamp | DataType::TimestampTz => "datetime(6)".into(),
         DataType::Uuid => "char(36)".into(),
-        // MariaDB's JSON is a text with a check that refuses more than 31 levels.
-        DataType::Json => if mariadb { "longtext" } else { "json" }.into(),
+        // MySQL's JSON changes numbers beyond 64 bits; MariaDB's is a text with a check that refuses
+        // more than 31 levels. Both servers' JSON functions read a text.
+        DataType::Json => "longtext".into(),
         DataType::Bit { length: Some(n @ 1..=64), varying: false } => format!("bit({n})"),
         // PostgreSQL's labels have 63 bytes at most, and more may be added.
         DataType::Enum { .. } => varchar(text_limit(source).unwrap_or(0).max(63)),

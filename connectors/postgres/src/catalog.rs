@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anabranch_core::{Column, Result, TableName, TableSchema};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::error::classify;
+use crate::setup::publication::split;
 use crate::types::Types;
 
 /// A published table as it is now.
@@ -35,8 +37,19 @@ impl CatalogTable {
 
 /// The tables of a publication, by name, and the types that they use.
 pub(crate) async fn published(client: &Client, publication: &str) -> Result<(Vec<CatalogTable>, Types)> {
+    read(client, &columns_of(PUBLISHED), &[&publication]).await
+}
+
+/// The tables that a publication of these would have, created as `setup/publication.rs` does; of
+/// all tables, if none is named.
+pub(crate) async fn planned(client: &Client, tables: &[TableName]) -> Result<Vec<CatalogTable>> {
+    let (schemas, names) = split(tables);
+    Ok(read(client, &columns_of(PLANNED), &[&schemas, &names]).await?.0)
+}
+
+async fn read(client: &Client, query: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(Vec<CatalogTable>, Types)> {
     let what = |e| classify(e, "cannot read the published tables");
-    let rows = client.query(PUBLISHED, &[&publication]).await.map_err(what)?;
+    let rows = client.query(query, parameters).await.map_err(what)?;
     let mut types = Types::default();
     types.load(client, rows.iter().map(|r| r.get::<_, u32>("atttypid"))).await?;
     let oids: Vec<u32> = rows.iter().map(|r| r.get("oid")).collect();
@@ -103,18 +116,55 @@ pub(crate) async fn type_names(client: &Client, types: &[(u32, i32)]) -> Result<
     Ok(rows.iter().map(|r| r.get(0)).collect())
 }
 
+/// The columns of tables, which are given as rows of `oid`, `attnames` (NULL: all that are not
+/// generated) and `rowfilter`. Before PostgreSQL 18 no generated column is ever sent, though the
+/// view of version 15 lists them.
+fn columns_of(tables: &str) -> String {
+    format!(
+        "SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident, p.rowfilter,
+                a.attnum, a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated,
+                pg_catalog.format_type(a.atttypid, a.atttypmod) AS native
+         FROM ({tables}) AS p(oid, attnames, rowfilter)
+         JOIN pg_catalog.pg_class c ON c.oid = p.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+              AND (p.attnames IS NULL OR a.attname = ANY (p.attnames))
+              AND (a.attgenerated = ''
+                   OR p.attnames IS NOT NULL AND current_setting('server_version_num')::int4 >= 180000)
+         ORDER BY n.nspname, c.relname, c.oid, a.attnum"
+    )
+}
+
 /// pg_publication_tables honours column lists, generated columns and publish_via_partition_root.
 const PUBLISHED: &str = "
-SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident, p.rowfilter,
-       a.attnum, a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated,
-       pg_catalog.format_type(a.atttypid, a.atttypmod) AS native
+SELECT c.oid, p.attnames, p.rowfilter
 FROM pg_catalog.pg_publication_tables p
 JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname
 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
-JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-     AND a.attname = ANY (p.attnames)
-WHERE p.pubname = $1
-ORDER BY n.nspname, c.relname, c.oid, a.attnum";
+WHERE p.pubname = $1";
+
+/// With publish_via_partition_root: of a partitioned table itself and not its partitions, and with
+/// a table the tables that inherit from it (the manual's CREATE PUBLICATION). 16384 is the first oid
+/// of a user's object.
+const PLANNED: &str = "
+WITH RECURSIVE listed(oid) AS (
+  SELECT c.oid
+  FROM unnest($1::text[], $2::text[]) AS w(schema, name)
+  JOIN pg_catalog.pg_namespace n ON n.nspname = w.schema
+  JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind IN ('r', 'p')
+  UNION
+  SELECT i.inhrelid
+  FROM listed l
+  JOIN pg_catalog.pg_class parent ON parent.oid = l.oid AND parent.relkind = 'r'
+  JOIN pg_catalog.pg_inherits i ON i.inhparent = l.oid
+)
+SELECT c.oid, NULL::name[], NULL::text
+FROM pg_catalog.pg_class c
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
+  AND CASE WHEN cardinality($1::text[]) = 0 THEN NOT c.relispartition
+           ELSE c.oid IN (SELECT oid FROM listed) AND NOT EXISTS (
+             SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS a
+             WHERE a.relid <> c.oid AND a.relid IN (SELECT oid FROM listed)) END";
 
 const KEYS: &str = "
 SELECT i.indrelid, i.indisprimary, i.indisreplident,

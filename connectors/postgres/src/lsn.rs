@@ -31,8 +31,13 @@ impl Lsn {
         Position::new(Rank::of_change(&self.prefix(), sequence), boundary.token())
     }
 
-    /// Where to begin to resume from this position: its token.
+    /// Where to begin to resume from this position: its token. One without a token lies within the
+    /// first transaction that was ever read: everything before that one is behind it, so it is begun
+    /// again at its own commit LSN, which only a slot that still has it reaches.
     pub(crate) fn of_token(position: &Position) -> Result<Lsn> {
+        if position.token.is_empty() {
+            return Self::of_rank(position).map(|(lsn, _)| lsn);
+        }
         <[u8; 8]>::try_from(&position.token[..]).map(|b| Lsn(u64::from_be_bytes(b))).map_err(|_| not_ours(position))
     }
 
@@ -128,5 +133,8 @@ mod tests {
         assert_eq!(Lsn::of_rank(&first.within_transaction(7, Lsn(90))).unwrap(), (first, 7));
         assert!(Lsn::of_rank(&Position::default()).is_err());
         assert!(Lsn::of_token(&Position::default()).is_err());
+        let untold = Position::new(first.within_transaction(7, Lsn(90)).rank, Vec::new());
+        assert_eq!(Lsn::of_token(&untold).unwrap(), first);
+        assert!(Lsn::of_token(&Position::new(first.as_position().rank, vec![1])).is_err());
     }
 }

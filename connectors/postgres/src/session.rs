@@ -41,7 +41,7 @@ impl Session {
 /// their schema and no function of another schema can be picked up by mistake.
 pub(crate) async fn open(endpoint: &Endpoint, application_name: &str) -> Result<Client> {
     let client = endpoint.connect(application_name).await?;
-    let mut settings = String::from("SET search_path = pg_catalog;");
+    let mut settings = String::new();
     for (name, value) in crate::wire::CANONICAL {
         settings.push_str(&format!("SET {name} = '{value}';"));
     }

@@ -18,6 +18,7 @@ use crate::reader::Reader;
 use crate::reader::assemble::{Assembler, Start};
 use crate::reader::relation::Relations;
 use crate::session::Session;
+use crate::setup::publication;
 use crate::setup::slot::{self, Slot};
 use crate::wire::Connection;
 use crate::{setup, sql};
@@ -187,9 +188,14 @@ impl Postgres {
         Ok(*self.version.get_or_init(|| version))
     }
 
+    /// The published tables; before a publication exists that may be created: those it will have.
     pub(crate) async fn catalog(&self) -> Result<Vec<CatalogTable>> {
         let client = self.session()?.client().await?;
-        Ok(catalog::published(&client, &self.publication).await?.0)
+        let published = catalog::published(&client, &self.publication).await?.0;
+        if !published.is_empty() || !self.create || publication::exists(&client, &self.publication).await? {
+            return Ok(published);
+        }
+        catalog::planned(&client, &publication::table_names(&self.tables)?).await
     }
 
     fn start_replication(&self, at: Lsn, version: u32) -> String {
@@ -225,8 +231,13 @@ impl Source for Postgres {
     }
 
     async fn prepare(&self, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
-        self.check()?;
+        Postgres::check(self)?;
         setup::prepare(self, resume).await
+    }
+
+    async fn check(&self, resume: Option<&Checkpoint>) -> Result<Vec<String>> {
+        Postgres::check(self)?;
+        setup::check(self, resume).await
     }
 
     async fn tables(&self) -> Result<Vec<TableSchema>> {

@@ -5,8 +5,9 @@ mod support;
 use std::collections::BTreeMap;
 
 use anabranch_core::*;
-use anabranch_postgres::Postgres;
+use anabranch_postgres::{Postgres, PostgresSink};
 use support::{BOTH, PgServer, PgVersion, append, start};
+use tokio_postgres::NoTls;
 
 fn source(server: &PgServer) -> Postgres {
     Postgres::new(server.url("postgres")).publication("pub").slot("slot")
@@ -53,10 +54,23 @@ async fn what_is_missing_is_created_or_explained() {
             &["public.nokey", "ALTER TABLE \"public\".\"nokey\" REPLICA IDENTITY FULL;"],
         )
         .await;
-        refused(&source(&server).tables(["missing"]), None, ErrorKind::Config, &["missing", "42P01"]).await;
+        refused(
+            &source(&server).tables(["missing"]),
+            None,
+            ErrorKind::Config,
+            &["source.tables", "no table public.missing"],
+        )
+        .await;
         sql.batch_execute("ALTER TABLE nokey REPLICA IDENTITY FULL").await.unwrap();
         sql.batch_execute("SELECT pg_create_logical_replication_slot('other', 'pgoutput')").await.unwrap();
-        refused(&source(&server), None, ErrorKind::Config, &["max_replication_slots", "53400"]).await;
+        let full = ["source.slot", "max_replication_slots", "ALTER SYSTEM"];
+        refused(&source(&server), None, ErrorKind::Config, &full).await;
+        assert_eq!(
+            text(&sql, "SELECT count(*)::text FROM pg_publication").await,
+            "0",
+            "a refused start leaves nothing"
+        );
+        sql.batch_execute("CREATE PUBLICATION pub FOR ALL TABLES").await.unwrap();
         refused(
             &source(&server).create(false),
             None,
@@ -74,6 +88,64 @@ async fn what_is_missing_is_created_or_explained() {
         // A second start without a checkpoint finds everything there.
         assert_eq!(source(&server).prepare(None).await.unwrap(), identity);
         assert_eq!(Source::tables(&source(&server)).await.unwrap().len(), 2);
+    }
+}
+
+/// Everything on the server that a start could create.
+const CREATED: &str = "
+SELECT concat((SELECT count(*) FROM pg_publication), ' ', (SELECT count(*) FROM pg_replication_slots), ' ',
+              (SELECT count(*) FROM pg_class), ' ', pg_current_xact_id_if_assigned())";
+
+#[tokio::test]
+async fn a_check_creates_nothing_and_knows_what_a_start_would() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute(
+            "CREATE TABLE t (id int PRIMARY KEY, twice int GENERATED ALWAYS AS (id * 2) STORED);
+             CREATE TABLE parts (id int, at date, PRIMARY KEY (at, id)) PARTITION BY RANGE (at);
+             CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM ('2020-01-01') TO ('2021-01-01');
+             CREATE TABLE heir (extra int, PRIMARY KEY (id)) INHERITS (t);
+             CREATE UNLOGGED TABLE unlogged (id int);
+             CREATE TEMPORARY TABLE passing (id int);
+             CREATE VIEW v AS SELECT * FROM t",
+        )
+        .await
+        .unwrap();
+        let before = text(&sql, CREATED).await;
+        for tables in [&[][..], &["t", "parts", "parts_1"], &["public.parts_1"]] {
+            let source = || source(&server).tables(tables.iter().copied());
+            let planned = source();
+            let statements = Source::check(&planned, None).await.unwrap();
+            assert!(statements[0].starts_with("CREATE PUBLICATION \"pub\" FOR"), "{statements:?}");
+            assert!(statements[1].starts_with("CREATE_REPLICATION_SLOT \"slot\" LOGICAL"), "{statements:?}");
+            let planned = Source::tables(&planned).await.unwrap();
+            assert_eq!(text(&sql, CREATED).await, before, "{version:?}");
+            // Generated columns are not sent.
+            assert!(planned.iter().all(|t| t.index_of("twice").is_none()), "{version:?}: {planned:?}");
+
+            // What a start then creates is what was planned.
+            let started = source();
+            started.prepare(None).await.unwrap();
+            assert_eq!(planned, Source::tables(&started).await.unwrap(), "{version:?} {tables:?}");
+            assert_eq!(Source::check(&source(), None).await.unwrap(), Vec::<String>::new());
+            sql.batch_execute("DROP PUBLICATION pub; SELECT pg_drop_replication_slot('slot')").await.unwrap();
+        }
+        // What would keep a start from going on is an error here too.
+        let keep = source(&server).create(false);
+        let e = Source::check(&keep, None).await.unwrap_err();
+        assert!(e.report().contains("CREATE PUBLICATION \"pub\" FOR ALL TABLES"), "{e:?}");
+        let failover = source(&server).failover(true);
+        let planned = Source::check(&failover, None).await;
+        match version {
+            PgVersion::V15 => assert!(planned.unwrap_err().to_string().contains("source.failover")),
+            _ => assert!(planned.unwrap()[1].contains("FAILOVER true")),
+        }
+        let identity = SourceIdentity::default().with("slot", "slot");
+        let resume = checkpoint(&identity, "0/1");
+        let e = Source::check(&source(&server), Some(&resume)).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Fatal, "{e:?}");
+        assert_eq!(text(&sql, CREATED).await, before);
     }
 }
 
@@ -121,8 +193,7 @@ async fn gaps_stop_with_what_was_lost() {
             refused(&source(&server).slot("decoding"), None, ErrorKind::Config, &["test_decoding"]).await;
         }
         sql.batch_execute("CREATE DATABASE second").await.unwrap();
-        let url = format!("postgresql://postgres@127.0.0.1:{}/second", server.port);
-        let second = Postgres::new(url).publication("pub").slot("slot");
+        let second = Postgres::new(server.database("second")).publication("pub").slot("slot");
         refused(&second, None, ErrorKind::Config, &["belongs to the database postgres"]).await;
     }
 }
@@ -191,9 +262,12 @@ async fn the_least_rights_are_enough_and_missing_ones_are_named() {
             &source().tables(["shop.t"]),
             None,
             ErrorKind::Config,
-            &["CREATE PUBLICATION \"pub\" FOR TABLE \"shop\".\"t\""],
+            &["has no CREATE on the database", "CREATE PUBLICATION \"pub\" FOR TABLE \"shop\".\"t\""],
         )
         .await;
+        sql.batch_execute("GRANT CREATE ON DATABASE postgres TO reader").await.unwrap();
+        let owner = "it does not own shop.t";
+        refused(&source().tables(["shop.t"]), None, ErrorKind::Config, &[owner, "CREATE PUBLICATION"]).await;
         sql.batch_execute("CREATE PUBLICATION pub FOR TABLE shop.t").await.unwrap();
         refused(
             &source(),
@@ -229,7 +303,7 @@ async fn the_least_rights_are_enough_and_missing_ones_are_named() {
 
 #[tokio::test]
 async fn wal_level_and_unreachable_servers_are_explained() {
-    let Some(mut server) = start(PgVersion::V15, &[("wal_level", "replica")]) else { return };
+    let Some(server) = start(PgVersion::V15, &[("wal_level", "replica")]) else { return };
     refused(
         &source(&server),
         None,
@@ -237,7 +311,7 @@ async fn wal_level_and_unreachable_servers_are_explained() {
         &["wal_level is replica", "ALTER SYSTEM SET wal_level = logical"],
     )
     .await;
-    server.stop("-KILL");
+    server.kill9().unwrap();
     refused(&source(&server), None, ErrorKind::Transient, &["cannot connect to postgresql://postgres@127.0.0.1"]).await;
     for (source, key) in [
         (Postgres::new("postgresql://u@h/d").slot("s"), "source.publication"),
@@ -262,7 +336,7 @@ async fn every_way_to_log_in() {
         )
         .await
         .unwrap();
-        let hba = server.data().join("pg_hba.conf");
+        let hba = server.data_dir().join("pg_hba.conf");
         std::fs::write(&hba, "local all all trust\n").unwrap();
         append(&hba, "host all,replication scram 127.0.0.1/32 scram-sha-256\nhost all hashed 127.0.0.1/32 md5\n");
         append(&hba, "host all plain 127.0.0.1/32 password\nhost all postgres 127.0.0.1/32 trust\n");
@@ -275,12 +349,7 @@ async fn every_way_to_log_in() {
             let e = with("wrong").prepare(None).await.unwrap_err();
             assert_eq!(e.kind(), ErrorKind::Config, "{user}: {e:?}");
         }
-        let socket = format!(
-            "postgresql://postgres@{}:{}/postgres",
-            server.data().parent().unwrap().display().to_string().replace('/', "%2F"),
-            server.port
-        );
-        Postgres::new(socket).publication("pub").slot("s_socket").prepare(None).await.unwrap();
+        Postgres::new(server.socket_url()).publication("pub").slot("s_socket").prepare(None).await.unwrap();
         let required = format!("{}?sslmode=require", server.url("postgres"));
         let e = Postgres::new(required).publication("pub").slot("s").prepare(None).await.unwrap_err();
         assert_eq!(e.kind(), ErrorKind::Config, "{e:?}");
@@ -290,7 +359,7 @@ async fn every_way_to_log_in() {
 #[tokio::test]
 async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
     // Only this installation has pg_basebackup.
-    let Some(mut server) = start(PgVersion::V15, &[]) else { return };
+    let Some(server) = start(PgVersion::V15, &[]) else { return };
     let sql = server.client().await;
     sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
     let identity = source(&server).prepare(None).await.unwrap();
@@ -301,7 +370,7 @@ async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
     while !replica.query_one(&caught_up, &[]).await.unwrap().get::<_, bool>(0) {
         tokio::task::yield_now().await;
     }
-    server.stop("-KILL");
+    server.kill9().unwrap();
     replica.batch_execute("SELECT pg_promote()").await.unwrap();
     replica.batch_execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')").await.unwrap();
 
@@ -321,4 +390,29 @@ async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
     // Back in time: from a timeline that this server does not know.
     let later = checkpoint(&identity.clone().with("timeline", "9"), &reached);
     refused(&source(&standby), Some(&later), ErrorKind::Fatal, &["does not descend from 9"]).await;
+}
+
+#[tokio::test]
+async fn a_pipeline_checks_both_sides_and_changes_neither() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
+        sql.batch_execute("CREATE DATABASE target").await.unwrap();
+        let (target, connection) = tokio_postgres::connect(&server.database("target"), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let before = (text(&sql, CREATED).await, text(&target, CREATED).await);
+        let pipeline = || {
+            let sink = PostgresSink::new(server.database("target"));
+            let builder = Pipeline::builder("check").source(source(&server)).sink(sink).create_tables(true);
+            builder.build().unwrap()
+        };
+        let checked = pipeline().check().await.unwrap();
+        assert_eq!(checked.source_statements.len(), 2, "{:?}", checked.source_statements);
+        assert!(checked.verdict().is_ok() && checked.tables.len() == 1, "{checked}");
+        assert_eq!(checked.tables[0].source, TableName::new("public", "t"));
+        assert!(checked.tables[0].create.is_some());
+        assert!(pipeline().stored_status().await.unwrap().is_none());
+        assert_eq!((text(&sql, CREATED).await, text(&target, CREATED).await), before, "{version:?}");
+    }
 }

@@ -492,7 +492,7 @@ async fn streamed_transactions_are_given_whole_at_their_commit() {
 #[tokio::test]
 async fn a_killed_server_is_transient_and_nothing_is_lost() {
     for version in BOTH {
-        let Some(mut server) = start(version, &[]) else { continue };
+        let Some(server) = start(version, &[]) else { continue };
         let sql = server.client().await;
         sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
         let source = prepared(&server).await;
@@ -500,7 +500,7 @@ async fn a_killed_server_is_transient_and_nothing_is_lost() {
         sql.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
         let first = transactions(&mut reader, 1).await.unwrap();
         sql.batch_execute("INSERT INTO t VALUES (2); CHECKPOINT").await.unwrap();
-        server.stop("-KILL");
+        server.kill9().unwrap();
         let e = loop {
             match next(&mut reader).await {
                 Ok(_) => {}
@@ -509,7 +509,7 @@ async fn a_killed_server_is_transient_and_nothing_is_lost() {
         };
         assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}");
         assert!(reader.next().await.is_err());
-        server.launch();
+        server.start().unwrap();
         let mut reader = reopen(&source, Some(first[0].1.clone())).await;
         assert_eq!(changes(&mut reader, 1).await, [["+public.t(2)"]]);
     }

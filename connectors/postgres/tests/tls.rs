@@ -47,12 +47,12 @@ async fn the_server_is_verified_as_far_as_the_url_asks() {
         return;
     }
     for version in [PgVersion::V15, PgVersion::V18] {
-        let Some(mut server) = start(version, &[]) else { continue };
-        server.stop("-INT");
+        let Some(server) = start(version, &[]) else { continue };
+        server.stop().unwrap();
         let folder = tempfile::tempdir().unwrap();
         // The name is not the address that we connect to.
         certificates(folder.path(), "subjectAltName=DNS:db.example");
-        let data = server.data();
+        let data = server.data_dir();
         for name in ["server.crt", "server.key", "ca.crt"] {
             std::fs::copy(folder.path().join(name), data.join(name)).unwrap();
             Command::new("chown").arg("postgres").arg(data.join(name)).status().unwrap();
@@ -65,7 +65,7 @@ async fn the_server_is_verified_as_far_as_the_url_asks() {
              local all all trust\nhostnossl all all all reject\n",
         )
         .unwrap();
-        server.launch();
+        server.start().unwrap();
         let file = |name: &str| folder.path().join(name).display().to_string();
         let (ca, other) = (file("ca.crt"), file("other.crt"));
         let client = format!("sslcert={}&sslkey={}", file("client.crt"), file("client.key"));
@@ -91,18 +91,13 @@ async fn the_server_is_verified_as_far_as_the_url_asks() {
         for name in ["server.crt", "server.key", "ca.crt"] {
             std::fs::write(data.join(name), std::fs::read(folder.path().join(name)).unwrap()).unwrap();
         }
-        server.stop("-INT");
-        server.launch();
+        server.stop().unwrap();
+        server.start().unwrap();
         let full = format!("sslmode=verify-full&sslrootcert={ca}&{client}");
         assert_eq!(kind(outcome(&server, &full).await), None, "{version:?}");
 
         // SCRAM within TLS, and the stream.
-        let admin = format!(
-            "postgresql://postgres@{}:{}/postgres",
-            data.parent().unwrap().display().to_string().replace('/', "%2F"),
-            server.port
-        );
-        let (sql, connection) = tokio_postgres::connect(&admin, tokio_postgres::NoTls).await.unwrap();
+        let (sql, connection) = tokio_postgres::connect(&server.socket_url(), tokio_postgres::NoTls).await.unwrap();
         tokio::spawn(connection);
         sql.batch_execute(
             "CREATE TABLE t (id int PRIMARY KEY); CREATE ROLE scram LOGIN REPLICATION PASSWORD 'p'; GRANT SELECT ON t TO scram",

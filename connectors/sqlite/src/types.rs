@@ -167,6 +167,8 @@ pub(crate) fn contract(column: &Column, existing: &Column) -> Contract {
         Some(collation) if keeps_text && fidelity < Fidelity::Lossy => {
             (Fidelity::Lossy, format!("a unique key compares it by {collation}: different values count as one"))
         }
+        // Stored as in a table of our own making.
+        _ if note.is_empty() && fidelity < Fidelity::Lossy => (fidelity, created(&column.data_type).note),
         _ => (fidelity, note.to_owned()),
     };
     Contract::new(existing.native.clone(), fidelity).note(note)
@@ -184,10 +186,11 @@ impl Declared {
             (DataType::Int16 | DataType::Int32, _) => (Widening, ""),
             (DataType::Int64, Real) => (Lossy, "a double holds whole numbers up to 2^53"),
             (DataType::Int64, _) => (Exact, ""),
-            (DataType::UInt64, Integer | Numeric) => (Lossy, "values above 9223372036854775807 are refused"),
+            (DataType::UInt64, Integer | Numeric) => (Exact, "refuses values above 9223372036854775807"),
             (DataType::UInt64, Real) => (Lossy, "a double holds whole numbers up to 2^53"),
-            (DataType::UInt64, _) => (Widening, "its digits as text"),
-            (DataType::Float32 | DataType::Float64, None) => (Exact, "NaN as the text NaN"),
+            (DataType::UInt64, _) => (Widening, "its digits"),
+            (DataType::Float32, None) => (Widening, "NaN as the text NaN"),
+            (DataType::Float64, None) => (Exact, "NaN as the text NaN"),
             (DataType::Float32 | DataType::Float64, Text) => (Widening, "its shortest exact text"),
             (DataType::Float32 | DataType::Float64, Real) => (Exact, "NaN as the text NaN; -0 as the equal 0"),
             (DataType::Float32 | DataType::Float64, Integer | Numeric) => {
@@ -216,10 +219,12 @@ impl Declared {
             (DataType::Bool | DataType::Int16 | DataType::Int32 | DataType::Int64 | DataType::UInt64, _) => {
                 self.fidelity(source)
             }
-            (DataType::Float32 | DataType::Float64, Real) => (Lossy, "NaN is refused"),
-            (DataType::Float32 | DataType::Float64, Integer) => (Lossy, "only whole numbers are taken"),
-            (DataType::Decimal { .. }, Integer) => (Lossy, "only whole numbers are taken"),
-            (DataType::Decimal { .. }, Real) => (Lossy, "becomes a double; NaN is refused"),
+            (DataType::Float32 | DataType::Float64, Real) => (Exact, "refuses NaN; -0 as the equal 0"),
+            (DataType::Float32 | DataType::Float64, Integer) => {
+                (Exact, "refuses what is not a whole number of 64 bits; -0 as the equal 0")
+            }
+            (DataType::Decimal { .. }, Integer) => (Lossy, "refuses fractions; beyond 15 digits it may be rounded"),
+            (DataType::Decimal { .. }, Real) => (Lossy, "becomes a double; refuses NaN"),
             (_, Integer | Real) => refused,
             (_, _) => self.fidelity(source),
         }

@@ -61,14 +61,22 @@ pub struct TargetTable {
 }
 
 /// How faithfully a type is stored.
+///
+/// A value that the target cannot hold is refused, loudly: the sink answers
+/// [`Rejected`](crate::ErrorKind::Rejected), and the pipeline stops or makes a dead letter of it. That
+/// is not a loss, so it needs no consent; the contract's note says what is refused.
+///
+/// "As it was" means equal by the source's own `=`. Where the text may be another (`-0` as `0`, a
+/// decimal with more zeros at its end), or the value is kept in another form, the note says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fidelity {
-    /// Every value comes back as it was.
+    /// Every value that is stored comes back as it was; every other is refused.
     Exact,
-    /// Every value comes back as it was; the target's type could hold more.
+    /// The same, and the target's type could hold more, or holds it in another form.
     Widening,
-    /// Some values lose something, or are refused. Needs consent by column or type.
+    /// A value that is stored may differ from the source's: rounded, cut, or not told apart from
+    /// another. Needs consent by column or type.
     Lossy,
     /// Cannot be stored.
     Unsupported,
@@ -92,7 +100,8 @@ pub struct Contract {
     pub native: String,
     /// How faithful that is.
     pub fidelity: Fidelity,
-    /// What is lost or refused, or how the value is represented; empty if there is nothing to say.
+    /// What is lost, what is refused ("refuses ..."), or how the value is represented; empty if there
+    /// is nothing to say.
     pub note: String,
 }
 

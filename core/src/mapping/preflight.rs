@@ -46,7 +46,7 @@ pub async fn preflight(
         reports.push(report);
     }
     same_targets(&mut reports, sink.info().schemas);
-    Ok(Preflight { tables: reports })
+    Ok(Preflight { tables: reports, source_statements: Vec::new() })
 }
 
 /// A table that is there.

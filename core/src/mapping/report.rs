@@ -13,6 +13,9 @@ use crate::sink::Sink;
 pub struct Preflight {
     /// One report for each table of the source, in its order.
     pub tables: Vec<TableReport>,
+    /// What a start would run on the source, for people to read. Only
+    /// [`Pipeline::check`](crate::Pipeline::check) fills it.
+    pub source_statements: Vec<String>,
 }
 
 /// What was found about one table.

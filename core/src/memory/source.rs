@@ -305,6 +305,10 @@ impl Source for MemorySource {
         }
     }
 
+    async fn check(&self, resume: Option<&Checkpoint>) -> Result<Vec<String>> {
+        self.prepare(resume).await.map(|_| Vec::new())
+    }
+
     async fn tables(&self) -> Result<Vec<TableSchema>> {
         let tables = MemorySource::tables(self);
         Ok(tables.names().filter_map(|name| tables.schema(name)).map(|schema| TableSchema::clone(schema)).collect())
@@ -353,8 +357,11 @@ pub(super) fn position(number: u64) -> Position {
     Position::new(Rank::of_end(&prefix(number)), number.to_string())
 }
 
-/// The last whole transaction at or before a position.
+/// The last whole transaction at or before a position; 0, the start of the log, for an empty token.
 pub(super) fn number(position: &Position) -> Result<u64> {
+    if position.token.is_empty() {
+        return Ok(0);
+    }
     let text = std::str::from_utf8(&position.token).ok();
     text.and_then(|t| t.parse().ok()).ok_or_else(|| Error::fatal("this position is not of a source in memory"))
 }

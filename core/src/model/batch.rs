@@ -80,7 +80,9 @@ pub struct Piece {
     pub changes: Range<u32>,
     /// The number within the transaction of the first of them, from 1.
     pub first_sequence: u64,
-    /// Whether this piece begins the transaction in this partition.
+    /// Whether this piece begins the transaction in this partition: it is the first that a reader gives
+    /// of it, whatever changes before it were left out. No piece of a transaction that an earlier reader
+    /// began is. It says nothing about [`Piece::first_sequence`].
     pub first: bool,
     /// The position after the transaction, if this piece ends it in this partition.
     pub end: Option<Position>,
@@ -470,6 +472,20 @@ impl BatchBuilder {
         }
     }
 
+    /// As [`BatchBuilder::new`], with room for as much as `last` holds: for a reader under load, whose
+    /// batches are alike. Growing step by step costs it a fifth of its time.
+    pub fn new_like(partition: PartitionId, last: &Self) -> Self {
+        let mut new = Self::new(partition);
+        // Rows differ a little: a batch that is slightly larger than the last must not grow by doubling.
+        let room = |used: usize| used + used / 16;
+        new.data.records.reserve_exact(room(last.data.records.len()));
+        new.data.cells.reserve_exact(room(last.data.cells.len()));
+        new.data.text.reserve_exact(room(last.data.text.len()));
+        new.data.bytes.reserve_exact(room(last.data.bytes.len()));
+        new.data.pieces.reserve_exact(room(last.data.pieces.len()));
+        new
+    }
+
     /// The index of this schema, added if it is new. Compared by pointer: keep one `Arc` per version.
     pub fn schema(&mut self, schema: &Arc<TableSchema>) -> usize {
         match self.schemas.iter().rposition(|s| Arc::ptr_eq(s, schema)) {
@@ -482,7 +498,8 @@ impl BatchBuilder {
     }
 
     /// Begins a transaction, or goes on with one that an earlier batch began: `sequence` is the
-    /// number of the next change in it, 1 for a new one.
+    /// number of the next change in it, 1 for a new one. One whose first changes are left out is begun
+    /// with [`BatchBuilder::begin_like`], which tells that it begins.
     pub fn begin(&mut self, transaction: Transaction, sequence: u64) {
         self.close_piece(None);
         let at = self.data.records.len() as u32;

@@ -44,7 +44,7 @@ impl Rank {
 pub struct Position {
     /// What the runtime compares.
     pub rank: Rank,
-    /// What the connector resumes from; opaque to everyone else.
+    /// What the connector resumes from; opaque to everyone else. Empty: where the partition starts.
     #[serde(with = "hex_bytes")]
     pub token: Bytes,
 }

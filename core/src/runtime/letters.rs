@@ -144,7 +144,7 @@ impl Letters {
         self.refuse_to_truncate(unit)?;
         match unit.changes().find(|c| self.with_held(|held| held.touches(*c))) {
             Some(change) => {
-                Err(self.stopped_at(change, Error::rejected("an earlier change of this key is a dead letter")))
+                Err(self.stopped_at(change, 1, Error::rejected("an earlier change of this key is a dead letter")))
             }
             None => Ok(()),
         }
@@ -214,7 +214,7 @@ impl Letters {
         for rejected in written.rejected {
             let Some(change) = unit.changes().nth(rejected.index) else { continue };
             if self.policy == OnRejected::Stop {
-                return Err(self.stopped_at(change, rejected.error));
+                return Err(self.stopped_at(change, 1, rejected.error));
             }
             self.set_aside(&[change], &rejected.error).await?;
         }
@@ -246,9 +246,9 @@ impl Letters {
         let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
         let Some(&first) = changes.first() else { return Err(error) };
         match self.policy {
-            OnRejected::Stop => return Err(self.stopped_at(first, error)),
+            OnRejected::Stop => return Err(self.stopped_at(first, changes.len(), error)),
             OnRejected::HaltShard if first.shard().is_none() => {
-                return Err(self.stopped_at(first, error).context("the row has no shard to halt"));
+                return Err(self.stopped_at(first, changes.len(), error).context("the row has no shard to halt"));
             }
             OnRejected::HaltShard => self.with_held(|held| {
                 held.shards.extend(changes.iter().filter_map(|c| c.shard()).map(|s| s.to_string()));
@@ -386,7 +386,9 @@ impl Letters {
         Ok(())
     }
 
-    fn stopped_at(&self, change: ChangeRef<'_>, error: Error) -> Error {
+    /// `count`: how many changes were refused together, of which this is the first.
+    fn stopped_at(&self, change: ChangeRef<'_>, count: usize, error: Error) -> Error {
+        let what = if count == 1 { "a change" } else { "the transaction that begins with a change" };
         let table = change.table().map_or_else(String::new, |t| t.name.to_string());
         let keys: Vec<String> = change.identity_row().map_or_else(Vec::new, |row| {
             let schema = change.schema();
@@ -397,11 +399,7 @@ impl Letters {
                 .collect()
         });
         error
-            .context(format!(
-                "the target refuses a change of {table} [{}] at rank {:?}",
-                keys.join(", "),
-                change.rank()
-            ))
+            .context(format!("the target refuses {what} of {table} [{}] at rank {:?}", keys.join(", "), change.rank()))
             .hint("mend the target and start again, or set dead_letters.on_rejected = \"dead_letter\"")
     }
 

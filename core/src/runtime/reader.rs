@@ -32,6 +32,7 @@ impl Transforms {
 
 /// What a reader task tells the coordinator.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are batches")]
 pub(crate) enum Reading {
     Batch(ChangeBatch, OwnedSemaphorePermit),
     Closed(PartitionId, Vec<Partition>),

@@ -8,10 +8,7 @@ use super::letters::{Letters, RETRIED};
 use super::reader::Transforms;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{Preflight, preflight};
-use crate::model::{
-    BatchBuilder, Checkpoint, Counters, Op, PartitionId, PartitionProgress, Position, Progress, TableSchema,
-    Transaction,
-};
+use crate::model::{BatchBuilder, Checkpoint, Counters, Op, PartitionId, Position, Progress, TableSchema, Transaction};
 use crate::pipeline::Spec;
 use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
 
@@ -178,16 +175,15 @@ fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool 
 }
 
 /// Moves the checkpoint's positions up to what all lanes have committed.
-fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32) {
+pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32) {
     let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
     let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
     let Some(first) = active.first() else { return };
-    for (id, progress) in first.partitions.iter().filter(|(id, _)| id.as_str() != RETRIED) {
+    for id in first.partitions.keys().filter(|id| id.as_str() != RETRIED) {
         let others: Option<Vec<&Progress>> = active.iter().map(|l| l.partitions.get(id)).collect();
         let lowest = others.and_then(|all| all.into_iter().min_by(|a, b| a.position.rank.cmp(&b.position.rank)));
         let Some(lowest) = lowest.filter(|_| active.len() as u32 == before) else { continue };
-        let _ = progress;
-        let entry = checkpoint.partitions.entry(id.clone()).or_insert_with(PartitionProgress::default);
+        let entry = checkpoint.partitions.entry(id.clone()).or_default();
         let behind = |p: &Position| p.rank < lowest.position.rank;
         if entry.position.as_ref().is_none_or(behind) {
             entry.position = Some(lowest.position.clone());

@@ -184,9 +184,7 @@ impl Coordinator {
                     self.open_readers();
                 }
                 // 4. A reader that failed fails the run. One that ended has told why before.
-                Some(ended) = self.readers.join_next() => if let Err(e) = ended.unwrap_or_else(|e| Err(panicked(e))) {
-                    return Err(e);
-                },
+                Some(ended) = self.readers.join_next() => ended.unwrap_or_else(|e| Err(panicked(e)))?,
                 // 5. Stopping: nothing more is taken in; what is under way is finished.
                 () = stop.cancelled(), if !stopping => stopping = true,
                 // 6. and 7. Timers.

@@ -188,6 +188,10 @@ impl Source for Flawed {
         self.0.prepare(resume).await
     }
 
+    async fn check(&self, resume: Option<&anabranch_core::Checkpoint>) -> Result<Vec<String>> {
+        self.0.check(resume).await
+    }
+
     async fn tables(&self) -> Result<Vec<TableSchema>> {
         Source::tables(&self.0).await
     }

@@ -21,11 +21,13 @@ pub(in crate::pipelines) struct MariaTarget {
 }
 
 impl MariaTarget {
-    /// `None`: skipped.
-    pub(in crate::pipelines) fn start() -> Tested<Option<Self>> {
+    /// With the unique keys of the source beside the primary ones, or without. `None`: skipped.
+    pub(in crate::pipelines) fn start(unique: bool) -> Tested<Option<Self>> {
         let Some(server) = MariaOptions::new().fsync(true).start()? else { return Ok(None) };
         server.create_db(DB)?;
-        server.exec(DB, ITEMS)?;
+        if unique {
+            server.exec(DB, ITEMS)?;
+        }
         // A user of its own, so that its connections can be told from the reader's.
         server.exec("", "CREATE USER pipeline@'%' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO pipeline@'%'")?;
         Ok(Some(Self { server, reader: Mutex::new(None) }))

@@ -38,12 +38,12 @@ impl SqliteTarget {
         // The first SELECT fixes the snapshot of a deferred transaction.
         db.execute_batch("BEGIN")?;
         let mut seen = Observation::empty();
-        for t in 0..TABLES.len() {
+        for (t, table) in TABLES.iter().enumerate() {
             let mut statement = db.prepare(&select(t, '"', |_, name| name.to_owned()))?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let values: Row =
-                    (0..TABLES[t].columns.len()).map(|i| row.get_ref(i).map(text)).collect::<Result<_, _>>()?;
+                    (0..table.columns.len()).map(|i| row.get_ref(i).map(text)).collect::<Result<_, _>>()?;
                 seen.tables[t].push(canonical_row(t, values));
             }
         }

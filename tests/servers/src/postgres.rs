@@ -156,6 +156,39 @@ impl PgServer {
         Ok(Self { process, bin, data, sockets, port, tls, _folder: folder })
     }
 
+    /// A streaming standby of this server, running, on a port of its own.
+    ///
+    /// # Errors
+    /// If the installation has no `pg_basebackup`, or the standby does not start.
+    pub fn standby(&self) -> Result<Self> {
+        let folder = Folder::new("pg")?;
+        let data = folder.join("data");
+        let sockets = folder.make("s")?;
+        let program = self.bin.join("pg_basebackup");
+        let out = account::command(&program)
+            .args(["--username=postgres", "--checkpoint=fast", "--write-recovery-conf", "--no-sync", "--host"])
+            .arg(&self.sockets)
+            .args(["--port", &self.port.to_string(), "--pgdata"])
+            .arg(&data)
+            .current_dir(folder.path())
+            .output()
+            .map_err(Error::io("running pg_basebackup"))?;
+        if !out.status.success() {
+            let output = String::from_utf8_lossy(&out.stderr).into_owned();
+            return Err(Error::Program { program, output });
+        }
+        let port = port::free();
+        let path = data.join("postgresql.conf");
+        let mut conf = fs::read_to_string(&path).map_err(Error::io("reading postgresql.conf"))?;
+        let _ = writeln!(conf, "port = {port}\nunix_socket_directories = '{}'", sockets.display());
+        fs::write(&path, conf).map_err(Error::io("writing postgresql.conf"))?;
+        let process = Process::new(folder.join("log"), data.join("postmaster.pid"));
+        let bin = self.bin.clone();
+        let standby = Self { process, bin, data, sockets, port, tls: self.tls.clone(), _folder: folder };
+        standby.start()?;
+        Ok(standby)
+    }
+
     /// `postgresql://postgres@127.0.0.1:PORT/DB`.
     pub fn url(&self, db: &str) -> String {
         format!("postgresql://postgres@127.0.0.1:{}/{db}", self.port)

@@ -11,6 +11,9 @@ use crate::{exit, load};
 pub(crate) async fn check(file: &Path) -> Result<u8> {
     let preflight = load::pipeline(file)?.check().await?;
     say(&preflight);
+    for statement in &preflight.source_statements {
+        say(format_args!("would run: {statement}"));
+    }
     preflight.verdict()?;
     say("ok");
     Ok(exit::DONE)

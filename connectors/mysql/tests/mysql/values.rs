@@ -159,7 +159,9 @@ async fn what_cannot_be_kept_is_refused_by_name() {
         (T::Float64, "DOUBLE", &["NaN", "Infinity", "-Infinity"]),
         (T::Float64, "FLOAT", &["1e+39"]),
         (number(None, None), "DECIMAL(65,30)", &["NaN", "Infinity", "0.0000000000000000000000000000001"]),
-        (number(Some(10), Some(4)), "DECIMAL(8,2)", &["1.239", "1000000.00"]),
+        (number(Some(10), Some(4)), "DECIMAL(8,2)", &["1.239", "1000000.00", "NaN"]),
+        (number(None, None), "INT", &["1.5", "4294967296", "NaN"]),
+        (number(None, None), "BIGINT UNSIGNED", &["-1", "18446744073709551616"]),
         (T::Int32, "TINYINT", &["128", "-129"]),
         (T::Int64, "INT UNSIGNED", &["-1", "4294967296"]),
         (TEXT, "VARCHAR(3)", &["abcd", "ab  ", "äöüß"]),
@@ -172,7 +174,7 @@ async fn what_cannot_be_kept_is_refused_by_name() {
         ),
         (TEXT, "VARCHAR(9) CHARSET latin1", &["\u{1F600}"]),
         (T::Bytes, "BINARY(4)", &["\\x0102"]),
-        (T::Enum { labels: vec![] }, "ENUM('a','b')", &["c", ""]),
+        (T::Enum { labels: vec![] }, "ENUM('a','b')", &["c", "", "1", "A", "a "]),
         (T::Json, "LONGTEXT CHECK (JSON_VALID(v))", &["{"]),
     ];
     let sink = db.sink();
@@ -186,8 +188,9 @@ async fn what_cannot_be_kept_is_refused_by_name() {
         let contract = sink.target().expect("tables").contract(&t.columns[1], Some(&there.schema.columns[1]));
         // A CHECK is not part of the type.
         if !native.contains("CHECK") {
-            assert_eq!(contract.fidelity, Fidelity::Lossy, "{data_type} in {native}: {}", contract.note);
-            assert!(!contract.note.is_empty(), "{data_type} in {native}");
+            let rounds = *native == "FLOAT";
+            assert_eq!(contract.fidelity == Fidelity::Lossy, rounds, "{data_type} in {native}: {}", contract.note);
+            assert!(contract.note.contains("refuses") || rounds, "{data_type} in {native}: {}", contract.note);
         }
         for value in *values {
             let error = writer.write(&m.stream(&[(&t, Do::Insert(row![1, *value]))])).await;
@@ -232,22 +235,19 @@ async fn existing_types_that_hold_more_are_written_in_their_form() {
     );
 }
 
-/// Tables that the sink creates hold everything, or the contract says what not.
+/// Tables that the sink creates change no value; what they cannot hold is refused.
 #[tokio::test]
-async fn a_column_that_is_created_is_exact_unless_the_contract_says_otherwise() {
+async fn a_column_that_is_created_loses_nothing() {
     let db = database(server!()).await;
     let sink = db.sink();
     let target = sink.target().expect("tables");
     // Whose types these are is known from the first connection on.
     let _ = target.describe(&anabranch_core::TableName::new("", "none")).await.expect("describe");
-    let lossy =
-        |t: &T| matches!(t, T::Date | T::Timestamp | T::TimestampTz | T::Float32 | T::Float64 | T::Decimal { .. });
     for (data_type, _) in edges() {
         let column = Column::new("v", data_type.clone());
         let fresh = target.contract(&column, None);
         let existing = Column { native: fresh.native.clone(), ..column.clone() };
         assert_eq!(target.contract(&column, Some(&existing)), fresh, "{data_type}: the same before and after creation");
-        assert_eq!(fresh.fidelity == Fidelity::Lossy, lossy(&data_type), "{data_type}: {fresh:?}");
-        assert_ne!(fresh.fidelity, Fidelity::Unsupported, "{data_type}");
+        assert!(fresh.fidelity < Fidelity::Lossy, "{data_type}: {fresh:?}");
     }
 }

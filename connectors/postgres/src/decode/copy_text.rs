@@ -106,5 +106,25 @@ mod tests {
         fn random_rows_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
             let _ = read(&bytes);
         }
+
+        /// Damage changes values or is an error; what is read is never more than what there was.
+        #[test]
+        fn damaged_rows_never_panic(
+            row in prop::collection::vec(prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), 1..6),
+            at in any::<prop::sample::Index>(),
+            byte: u8,
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut line = write(&row);
+            if !line.is_empty() {
+                let (at, cut) = (at.index(line.len()), cut.index(line.len()) + 1);
+                line[at] = byte;
+                line.truncate(cut);
+            }
+            if let Ok(values) = read(&line) {
+                prop_assert!(values.iter().flatten().map(Vec::len).sum::<usize>() <= line.len());
+                prop_assert!(values.len() <= line.len() + 1);
+            }
+        }
     }
 }

@@ -56,6 +56,13 @@ pub(crate) fn standby_status(durable: Lsn, now: Timestamp, reply: bool) -> [u8; 
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        #[test]
+        fn random_frames_never_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..60)) {
+            let _ = Frame::decode(&bytes);
+        }
+    }
+
     #[test]
     fn frames_are_read() {
         let mut data = vec![b'w'];

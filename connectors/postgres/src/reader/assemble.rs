@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::output::{Open, Output, check_width, outside};
 use super::relation::{Described, Relation, Relations, Resolved};
-use super::streams::{Replay, Streams};
+use super::streams::{Replay, Replayed, Streams};
 use crate::decode::message::{Message, Old, decode};
 use crate::decode::tuple::{Tuple, TupleValue};
 use crate::error::protocol;
@@ -97,11 +97,14 @@ impl Assembler {
     /// Takes one message of a streamed transaction that was committed; `None` if there is none.
     pub(crate) fn replay(&mut self) -> Result<Option<Step>> {
         let Some(mut replay) = self.replay.take() else { return Ok(None) };
-        let Some(bytes) = replay.next()? else {
-            self.commit(replay.commit_lsn, replay.end_lsn)?;
-            return Ok(Some(Step::Done));
+        let step = match replay.next()? {
+            Replayed::Message(bytes) => self.take_in(read(bytes, false)?.0)?,
+            Replayed::RolledBack => Step::Done,
+            Replayed::End => {
+                self.commit(replay.commit_lsn, replay.end_lsn)?;
+                return Ok(Some(Step::Done));
+            }
         };
-        let step = self.take_in(read(bytes, false)?.0)?;
         self.replay = Some(replay);
         Ok(Some(step))
     }
@@ -174,7 +177,12 @@ impl Assembler {
 
     /// Cuts the batch: what there is so far, or a heartbeat.
     pub(crate) fn take(&mut self, safe_time: Option<Timestamp>, lag: Option<u64>) -> Result<ChangeBatch> {
-        let next = BatchBuilder::new(self.output.partition.clone());
+        let partition = self.output.partition.clone();
+        // A full batch is probably followed by another one. Not so one with an extraordinarily large row.
+        let next = match self.is_full() && self.output.batch.size() < 2 * BATCH_BYTES {
+            true => BatchBuilder::new_like(partition, &self.output.batch),
+            false => BatchBuilder::new(partition),
+        };
         let mut batch = std::mem::replace(&mut self.output.batch, next);
         self.output.generation += 1;
         if let Some(lag) = lag {

@@ -31,6 +31,10 @@ const BEAT: Duration = Duration::from_secs(1);
 /// beats, not in time: while the pipeline has no room, nobody listens.
 const SILENT_BEATS: u32 = 60;
 
+/// So many messages of a spill file are read before others have their turn on this thread: a
+/// millisecond or two. What is left out (rolled back, in a copy already) fills no batch.
+const REPLAY_RUN: u32 = 8192;
+
 type Looking = Pin<Box<dyn Future<Output = Result<Resolved>> + Send>>;
 
 /// The reader of a slot. Everything that was received lies in this struct: any future may be dropped.
@@ -60,6 +64,8 @@ enum Consumed {
     Enough,
     /// The catalog has to be asked.
     Unknown,
+    /// A part of a spill file.
+    Pause,
 }
 
 impl Reader {
@@ -97,6 +103,13 @@ impl Reader {
             match self.consume() {
                 Ok(Consumed::Enough) => return self.give(),
                 Ok(Consumed::Unknown) => continue,
+                // Nothing is received meanwhile: heartbeats still come, and with them acknowledgements,
+                // which keep the connection alive.
+                Ok(Consumed::Pause) if Instant::now() >= self.beat => return self.give(),
+                Ok(Consumed::Pause) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Ok(Consumed::All) => {}
                 Err(e) => {
                     self.fail(e);
@@ -155,13 +168,20 @@ impl Reader {
         if self.failed {
             return Ok(Consumed::Unknown);
         }
+        let mut replayed = 0;
         loop {
             if self.assembler.is_full() {
                 return Ok(Consumed::Enough);
             }
+            if replayed == REPLAY_RUN {
+                return Ok(Consumed::Pause);
+            }
             match self.assembler.replay()? {
                 None => {}
-                Some(Step::Done) => continue,
+                Some(Step::Done) => {
+                    replayed += 1;
+                    continue;
+                }
                 Some(Step::Describe(unknown)) => {
                     self.unknown = Some(unknown);
                     return Ok(Consumed::Unknown);

@@ -1,6 +1,6 @@
 //! The batch that is being built, and the transaction that goes into it.
 
-use anabranch_core::{BatchBuilder, Error, OldImage, Op, PartitionId, Result, Transaction, ValueRef};
+use anabranch_core::{BatchBuilder, Error, OldImage, Op, PartitionId, Piece, Result, Transaction, ValueRef};
 
 use super::relation::Relation;
 use crate::decode::message::Old;
@@ -70,10 +70,18 @@ impl Output {
     }
 
     fn begin_piece(&mut self, sequence: u64) {
-        if let Some(open) = self.open.as_mut() {
-            open.begun = true;
-            self.batch.begin(open.transaction.clone(), sequence);
-        }
+        let Some(open) = self.open.as_mut() else { return };
+        // The first piece that is given begins the transaction, whatever was left out before it,
+        // unless an earlier run has begun it.
+        let first = !open.begun && open.skip_through == 0;
+        open.begun = true;
+        self.batch.begin_like(&Piece {
+            transaction: open.transaction.clone(),
+            changes: 0..0,
+            first_sequence: sequence,
+            first,
+            end: None,
+        });
     }
 
     fn slot(&mut self, relation: &mut Relation) -> usize {

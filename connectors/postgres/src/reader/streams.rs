@@ -3,6 +3,11 @@
 //! Nothing of them is given before their commit. Then they are read back and go the way of all
 //! others, so memory stays bounded however large they are. The files have no names and vanish with
 //! the reader; after a reconnection the server begins such transactions anew.
+//!
+//! The calls block, on purpose: the file was written a moment ago and is read front to back, 256 KiB
+//! at a time, mostly from and to the page cache, for about 0.1 ms a call, which is what decoding as
+//! much costs anyway. A detour over another thread would cost more than that. Between calls the
+//! reader gives way: see `Consumed::Pause`.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -110,24 +115,33 @@ impl Streams {
     }
 }
 
+/// What [`Replay::next`] found.
+#[derive(Debug)]
+pub(crate) enum Replayed<'a> {
+    /// A message of the transaction.
+    Message(&'a [u8]),
+    /// One of a part that was rolled back: it is left out.
+    RolledBack,
+    /// There are no more.
+    End,
+}
+
 impl Replay {
-    /// The next message that was not rolled back; `None` at the end.
-    pub(crate) fn next(&mut self) -> Result<Option<&[u8]>> {
-        while self.left > 0 {
-            self.left -= 1;
-            let mut head = [0; 8];
-            self.file.read_exact(&mut head).map_err(spilling)?;
-            let [a, b, c, d, length @ ..] = head;
-            let length = u32::from_be_bytes(length) as usize;
-            if self.aborted.contains(&u32::from_be_bytes([a, b, c, d])) {
-                self.file.seek_relative(length as i64).map_err(spilling)?;
-                continue;
-            }
-            self.message.resize(length, 0);
-            self.file.read_exact(&mut self.message).map_err(spilling)?;
-            return Ok(Some(&self.message));
+    /// Reads one message.
+    pub(crate) fn next(&mut self) -> Result<Replayed<'_>> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(Replayed::End) };
+        self.left = left;
+        let mut head = [0; 8];
+        self.file.read_exact(&mut head).map_err(spilling)?;
+        let [a, b, c, d, length @ ..] = head;
+        let length = u32::from_be_bytes(length) as usize;
+        if self.aborted.contains(&u32::from_be_bytes([a, b, c, d])) {
+            self.file.seek_relative(length as i64).map_err(spilling)?;
+            return Ok(Replayed::RolledBack);
         }
-        Ok(None)
+        self.message.resize(length, 0);
+        self.file.read_exact(&mut self.message).map_err(spilling)?;
+        Ok(Replayed::Message(&self.message))
     }
 }
 

@@ -1,6 +1,7 @@
-//! What happens once at every start: checks, and creating what is missing and allowed.
+//! What happens once at every start: a plan, made by looking only, and its execution, which creates
+//! what is missing and allowed.
 
-mod publication;
+pub(crate) mod publication;
 pub(crate) mod slot;
 
 use anabranch_core::{Checkpoint, Error, ErrorKind, Position, Result, SourceIdentity};
@@ -18,6 +19,17 @@ struct System {
     timeline: u32,
 }
 
+/// What a start has found, and what is left for it to create.
+struct Plan {
+    identity: SourceIdentity,
+    /// Creates the publication: a statement.
+    publication: Option<String>,
+    /// Creates the slot: a command of the replication protocol.
+    slot: Option<String>,
+    /// The server's process that reads the slot now.
+    read_by: Option<i32>,
+}
+
 /// Checks `source.tables` as far as it can be without a connection.
 pub(crate) fn check_table_names(tables: &[String]) -> Result<()> {
     publication::check_names(tables)
@@ -25,13 +37,40 @@ pub(crate) fn check_table_names(tables: &[String]) -> Result<()> {
 
 /// See [`anabranch_core::Source::prepare`].
 pub(crate) async fn prepare(source: &Postgres, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
+    let mut connection = Connection::open(source.session()?.endpoint(), "anabranch setup").await?;
+    let plan = plan(source, &mut connection, resume).await?;
+    if let Some(pid) = plan.read_by {
+        return Err(Error::transient(format!("the slot {} is read by the server's process {pid}", source.slot))
+            .hint("another runner has it, or one that died has not been noticed yet"));
+    }
+    // The publication first: the server reads it as it was when a change was made, and a slot that
+    // is older than its publication cannot be read.
+    if let Some(statement) = &plan.publication {
+        publication::create(source, &*source.session()?.client().await?, statement).await?;
+    }
+    if let Some(command) = &plan.slot {
+        create_slot(&source.slot, &mut connection, command).await?;
+    }
+    connection.close().await;
+    Ok(plan.identity)
+}
+
+/// See [`anabranch_core::Source::check`].
+pub(crate) async fn check(source: &Postgres, resume: Option<&Checkpoint>) -> Result<Vec<String>> {
+    let mut connection = Connection::open(source.session()?.endpoint(), "anabranch check").await?;
+    let plan = plan(source, &mut connection, resume).await?;
+    connection.close().await;
+    Ok(plan.publication.into_iter().chain(plan.slot).collect())
+}
+
+/// Checks everything and changes nothing.
+async fn plan(source: &Postgres, connection: &mut Connection, resume: Option<&Checkpoint>) -> Result<Plan> {
     let session = source.session()?;
     let client = session.client().await?;
     check_version(source.version().await?)?;
     check_wal_level(&client).await?;
     check_role(&client).await?;
-    let mut connection = Connection::open(session.endpoint(), "anabranch setup").await?;
-    let system = identify(&mut connection).await?;
+    let system = identify(connection).await?;
     let identity = SourceIdentity::default()
         .with("system_identifier", &system.identifier)
         .with("database", session.endpoint().database())
@@ -41,13 +80,12 @@ pub(crate) async fn prepare(source: &Postgres, resume: Option<&Checkpoint>) -> R
     let reached = resume.map(reached).transpose()?.flatten();
     if let Some(resume) = resume {
         check_identity(&resume.identity, &identity)?;
-        check_timeline(&mut connection, &resume.identity, &system, reached).await?;
+        check_timeline(connection, &resume.identity, &system, reached).await?;
     }
-    publication::ensure(source, &client).await?;
+    let publication = publication::plan(source, &client).await?;
     publication::check_tables(source, &client, reached.is_none()).await?;
-    ensure_slot(source, &client, &mut connection, reached).await?;
-    connection.close().await;
-    Ok(identity)
+    let (slot, read_by) = plan_slot(source, &client, reached).await?;
+    Ok(Plan { identity, publication, slot, read_by })
 }
 
 /// The place that the pipeline has applied everything through; `None` before it has applied anything.
@@ -190,21 +228,16 @@ fn fork_of(history: &str, timeline: u32) -> Option<Lsn> {
     })
 }
 
-async fn ensure_slot(
-    source: &Postgres,
-    client: &Client,
-    connection: &mut Connection,
-    reached: Option<Lsn>,
-) -> Result<()> {
+/// The command that creates the slot, if it is missing; else who reads it.
+async fn plan_slot(source: &Postgres, client: &Client, reached: Option<Lsn>) -> Result<(Option<String>, Option<i32>)> {
     let name = &source.slot;
     if let Some(slot) = slot::read(client, name).await? {
         slot.check(source.session()?.endpoint().database())?;
-        slot.check_reaches(reached)?;
-        return match slot.active_pid {
-            Some(pid) => Err(Error::transient(format!("the slot {name} is read by the server's process {pid}"))
-                .hint("another runner has it, or one that died has not been noticed yet")),
-            None => Ok(()),
-        };
+        if slot.active_pid.is_none() {
+            // While it is read it moves, and what was reached is known too late to be compared.
+            slot.check_reaches(reached)?;
+        }
+        return Ok((None, slot.active_pid));
     }
     // A slot that is created now begins now: what was committed since would be skipped silently.
     if reached.is_some() || !source.create {
@@ -217,10 +250,15 @@ async fn ensure_slot(
         }
         (false, _) => "",
     };
-    tracing::info!(slot = %name, "creating the slot; this waits for the transactions that are open now");
-    let command =
+    slot::check_free(client).await?;
+    let create =
         format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})", sql::ident(name));
-    connection.query(&command, &format!("cannot create the slot {name}")).await.map(drop).map_err(no_slots_left)
+    Ok((Some(create), None))
+}
+
+async fn create_slot(name: &str, connection: &mut Connection, command: &str) -> Result<()> {
+    tracing::info!(slot = %name, "creating the slot; this waits for the transactions that are open now");
+    connection.query(command, &format!("cannot create the slot {name}")).await.map(drop).map_err(no_slots_left)
 }
 
 /// Every slot is in use: it does not become free by waiting.
@@ -228,10 +266,7 @@ pub(crate) fn no_slots_left(e: Error) -> Error {
     if !e.to_string().contains("53400") {
         return e;
     }
-    e.with_kind(ErrorKind::Config).hint(
-        "drop unused slots (SELECT slot_name FROM pg_replication_slots WHERE NOT active), or \
-         ALTER SYSTEM SET max_replication_slots = 20; and restart the server",
-    )
+    e.with_kind(ErrorKind::Config).hint(slot::FREE_A_SLOT)
 }
 
 #[cfg(test)]

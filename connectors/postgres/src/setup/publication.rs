@@ -7,8 +7,14 @@ use crate::error::classify;
 use crate::source::Postgres;
 use crate::sql;
 
-/// Creates the publication if it is missing and that is allowed.
-pub(crate) async fn ensure(source: &Postgres, client: &Client) -> Result<()> {
+/// Whether there is a publication of this name.
+pub(crate) async fn exists(client: &Client, name: &str) -> Result<bool> {
+    let found = client.query_opt("SELECT FROM pg_publication WHERE pubname = $1", &[&name]).await;
+    found.map(|row| row.is_some()).map_err(|e| classify(e, "cannot read pg_publication"))
+}
+
+/// The statement that creates the publication, if it is missing and may be created.
+pub(crate) async fn plan(source: &Postgres, client: &Client) -> Result<Option<String>> {
     let name = &source.publication;
     let row = client
         .query_opt(
@@ -23,33 +29,90 @@ pub(crate) async fn ensure(source: &Postgres, client: &Client) -> Result<()> {
                 tracing::warn!(publication = %name, operation, "the publication leaves out an operation");
             }
         }
-        return Ok(());
+        return Ok(None);
     }
     let statement = statement(source)?;
     if !source.create {
         return Err(Error::config("source.publication", format!("there is no publication {name}")).hint(statement));
     }
-    if source.tables.is_empty() {
-        let row = client
-            .query_one("SELECT rolsuper, rolname::text FROM pg_roles WHERE rolname = current_user", &[])
-            .await
-            .map_err(|e| classify(e, "cannot read pg_roles"))?;
-        if !row.get::<_, bool>(0) {
-            return Err(Error::config(
-                "source.publication",
-                format!("there is no publication {name}, and only a superuser can create one for all tables"),
-            )
-            .hint(format!("list the tables in source.tables, or let a superuser run: {statement}")));
-        }
-    }
+    check_rights(source, client, &statement).await?;
     check_identities(source, client).await?;
-    client.batch_execute(&statement).await.map_err(|e| {
+    Ok(Some(statement))
+}
+
+/// Whether this role may create the publication, here, of these tables.
+async fn check_rights(source: &Postgres, client: &Client, statement: &str) -> Result<()> {
+    let row = client
+        .query_one(
+            "SELECT rolsuper, rolname::text, has_database_privilege(current_database(), 'CREATE'), \
+                    pg_is_in_recovery() FROM pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(e, "cannot read pg_roles"))?;
+    let (superuser, user, may): (bool, String, bool) = (row.get(0), row.get(1), row.get(2));
+    let none = format!("there is no publication {}", source.publication);
+    if row.get(3) {
+        return Err(Error::config("source.publication", format!("{none}, and a standby cannot create one"))
+            .hint(format!("run on the primary: {statement}")));
+    }
+    if source.tables.is_empty() {
+        return match superuser {
+            true => Ok(()),
+            false => Err(Error::config(
+                "source.publication",
+                format!("{none}, and only a superuser can create one for all tables"),
+            )
+            .hint(format!("list the tables in source.tables, or let a superuser run: {statement}"))),
+        };
+    }
+    let tables = table_names(&source.tables)?;
+    let (schemas, names) = split(&tables);
+    let rows = client.query(OWNED, &[&schemas, &names]).await.map_err(|e| classify(e, "cannot read pg_class"))?;
+    let named = |mine: Option<bool>| {
+        let of = rows.iter().filter(|r| r.get::<_, Option<bool>>(2) == mine);
+        of.map(|r| TableName::new(r.get::<_, &str>(0), r.get::<_, &str>(1)).to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let (missing, foreign) = (named(None), named(Some(false)));
+    if !missing.is_empty() {
+        return Err(Error::config("source.tables", format!("there is no table {missing} in the source")));
+    }
+    if may && foreign.is_empty() {
+        return Ok(());
+    }
+    let lacks = if may { format!("does not own {foreign}") } else { "has no CREATE on the database".to_owned() };
+    Err(Error::config("source.publication", format!("{none}, and {user} cannot create one: it {lacks}"))
+        .hint(format!("let the tables' owner, with CREATE on the database, run: {statement}")))
+}
+
+/// Each table, and whether it is this role's; NULL if there is none.
+const OWNED: &str = "
+SELECT w.schema, w.name, c.mine
+FROM unnest($1::text[], $2::text[]) AS w(schema, name)
+LEFT JOIN (SELECT n.nspname::text, c.relname::text, pg_has_role(c.relowner, 'USAGE') AS mine
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r', 'p')) c
+       ON (c.nspname, c.relname) = (w.schema, w.name)";
+
+/// Creates it.
+pub(crate) async fn create(source: &Postgres, client: &Client, statement: &str) -> Result<()> {
+    let name = &source.publication;
+    client.batch_execute(statement).await.map_err(|e| {
         let e = classify(e, &format!("cannot create the publication {name}"));
         let e = if e.kind() == ErrorKind::Fatal { e.with_kind(ErrorKind::Config) } else { e };
         e.hint(format!("let the tables' owner, with CREATE on the database, run: {statement}"))
     })?;
     tracing::info!(publication = %name, "created the publication");
     Ok(())
+}
+
+/// The tables of `source.tables`.
+pub(crate) fn table_names(tables: &[String]) -> Result<Vec<TableName>> {
+    tables.iter().map(|t| table_name(t)).collect()
+}
+
+/// Schemas and names, as two parameters of a query.
+pub(crate) fn split(tables: &[TableName]) -> (Vec<&str>, Vec<&str>) {
+    tables.iter().map(|t| (t.schema.as_str(), t.name.as_str())).unzip()
 }
 
 /// `schema.table`, or a table of `public`; double quotes around a part keep its dots.
@@ -87,19 +150,14 @@ fn statement(source: &Postgres) -> Result<String> {
     if source.tables.is_empty() {
         return Ok(format!("CREATE PUBLICATION {name} FOR ALL TABLES WITH (publish_via_partition_root = true);"));
     }
-    let tables = source.tables.iter().map(|t| Ok(sql::table(&table_name(t)?))).collect::<Result<Vec<_>>>()?;
+    let tables: Vec<_> = table_names(&source.tables)?.iter().map(sql::table).collect();
     Ok(format!("CREATE PUBLICATION {name} FOR TABLE {} WITH (publish_via_partition_root = true);", tables.join(", ")))
 }
 
 /// A publication makes UPDATE and DELETE fail on tables that have no identity. The application would notice.
 async fn check_identities(source: &Postgres, client: &Client) -> Result<()> {
-    let (schemas, names): (Vec<_>, Vec<_>) = source
-        .tables
-        .iter()
-        .map(|t| table_name(t).map(|t| (t.schema, t.name)))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .unzip();
+    let tables = table_names(&source.tables)?;
+    let (schemas, names) = split(&tables);
     let rows = client
         .query(LACKING_IDENTITY, &[&schemas, &names])
         .await

@@ -116,6 +116,27 @@ impl Slot {
     }
 }
 
+/// What to do when every slot is in use.
+pub(crate) const FREE_A_SLOT: &str = "drop unused slots (SELECT slot_name FROM pg_replication_slots WHERE NOT active), \
+     or ALTER SYSTEM SET max_replication_slots = 20; and restart the server";
+
+/// Whether the server has room for one more slot.
+pub(crate) async fn check_free(client: &Client) -> Result<()> {
+    let row = client
+        .query_one(
+            "SELECT count(*) < current_setting('max_replication_slots')::int8, count(*) FROM pg_replication_slots",
+            &[],
+        )
+        .await
+        .map_err(|e| classify(e, "cannot read pg_replication_slots"))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    let count: i64 = row.get(1);
+    Err(Error::config("source.slot", format!("all {count} slots that max_replication_slots allows are in use"))
+        .hint(FREE_A_SLOT))
+}
+
 /// There is no such slot, though there should be.
 pub(crate) fn missing(name: &str, from: Option<Lsn>) -> Error {
     match from {

@@ -50,12 +50,17 @@ fn stored_in(column: &Column, there: &Column) -> Contract {
     if same_native(&column.native, &there.native) {
         return Contract::new(&there.native, Exact);
     }
+    if let Some(lost) = less_precise(column, there) {
+        return Contract::new(&there.native, Lossy).note(lost);
+    }
     let (mut fidelity, mut note) = fits(from, to);
     if from == to && *from == DataType::Json && column.native != there.native {
         (fidelity, note) = match there.native.as_str() {
             "jsonb" => (Lossy, "jsonb drops repeated keys, their order, and white space, and refuses \\u0000"),
             _ => (Exact, ""),
         };
+    } else if *to == DataType::Json && there.native == "jsonb" && fidelity < Lossy {
+        (fidelity, note) = (Lossy, "jsonb drops repeated keys, their order, and white space");
     } else if from == to && matches!(from, DataType::Other(_)) {
         (fidelity, note) = (Exact, "");
     }
@@ -68,6 +73,35 @@ fn same_native(a: &str, b: &str) -> bool {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let qualified = |name: &str| name.contains('.') && !name.contains('(');
     a == b || (qualified(a) != qualified(b) && last(a) == last(b))
+}
+
+/// What is lost where the target's column of a date and time type has fewer digits, or fewer fields,
+/// than the source's: [`DataType`] does not tell them.
+fn less_precise(column: &Column, there: &Column) -> Option<&'static str> {
+    let timed = |t: &DataType| match t {
+        DataType::Array(of) => (**of).clone(),
+        other => other.clone(),
+    };
+    match timed(&there.data_type) {
+        DataType::Interval => {
+            let limited = there.native.trim_end_matches("[]") != "interval" && there.native != column.native;
+            limited.then_some("fields and digits that the column leaves out are cut off")
+        }
+        DataType::Time | DataType::TimeTz | DataType::Timestamp | DataType::TimestampTz => {
+            let known = matches!(
+                timed(&column.data_type),
+                DataType::Time | DataType::TimeTz | DataType::Timestamp | DataType::TimestampTz
+            );
+            (known && digits(&there.native) < digits(&column.native)).then_some("digits of the second are rounded")
+        }
+        _ => None,
+    }
+}
+
+/// The digits of the second of `timestamp(3) without time zone`; 6 if it does not say.
+fn digits(native: &str) -> u32 {
+    let inside = native.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    inside.and_then(|(number, _)| number.trim().parse().ok()).unwrap_or(6)
 }
 
 /// How values of one type fit into another.
@@ -85,14 +119,12 @@ fn fits(from: &DataType, to: &DataType) -> (Fidelity, &'static str) {
                 _ => 20,
             };
             let room = precision.is_none_or(|p| i64::from(p) - i64::from(scale.unwrap_or(0)) >= digits);
-            if room { (Widening, "") } else { (Lossy, "larger numbers are refused") }
+            if room { (Widening, "") } else { (Exact, "refuses larger numbers") }
         }
-        (Int32 | Int64 | UInt64, Int16 | Int32 | Int64) => (Lossy, "larger numbers are refused"),
-        (Int16 | Int32 | Int64, UInt64) => (Lossy, "negative numbers are refused"),
-        (Bool, Int16 | Int32 | Int64 | Decimal { .. }) => {
-            (Lossy, "only as 1 and 0, where the source gives truth values")
-        }
-        (Int16 | Int32 | Int64, Bool) => (Lossy, "only 0 and 1 are taken"),
+        (Int32 | Int64 | UInt64, Int16 | Int32 | Int64) => (Exact, "refuses larger numbers"),
+        (Int16 | Int32 | Int64, UInt64) => (Exact, "refuses negative numbers"),
+        (Bool, Int16 | Int32 | Int64 | Decimal { .. }) => (Widening, "as 1 and 0"),
+        (Int16 | Int32 | Int64, Bool) => (Exact, "refuses all but 0 and 1"),
         (Float32, Float64) => (Widening, "the same digits, as the nearest number of 64 bits"),
         (Float64, Float32) => (Lossy, "digits are lost, large numbers are refused"),
         (Float32 | Float64, Decimal { precision: None, .. }) => (Widening, ""),
@@ -102,35 +134,43 @@ fn fits(from: &DataType, to: &DataType) -> (Fidelity, &'static str) {
         (Decimal { precision: Some(p), scale: s }, Decimal { precision: Some(q), scale: t }) => {
             let (s, t) = (s.unwrap_or(0), t.unwrap_or(0));
             let whole = |p: &u32, s: i32| i64::from(*p) - i64::from(s);
-            if t >= s && whole(q, t) >= whole(p, s) {
-                (Widening, "")
-            } else {
-                (Lossy, "digits after the point are rounded, larger numbers are refused")
+            match (t >= s, whole(q, t) >= whole(p, s)) {
+                (true, true) => (Widening, ""),
+                (true, false) => (Exact, "refuses larger numbers"),
+                (false, _) => (Lossy, "digits after the point are rounded; refuses larger numbers"),
             }
         }
-        (Decimal { .. }, Decimal { .. }) => (Lossy, "digits after the point are rounded, larger numbers are refused"),
-        (Decimal { scale: Some(0), .. }, Int16 | Int32 | Int64) => (Lossy, "larger numbers are refused"),
+        (Decimal { .. }, Decimal { .. }) => (Lossy, "digits after the point are rounded; refuses larger numbers"),
+        (Decimal { scale: Some(..=0), .. }, Int16 | Int32 | Int64) => (Exact, "refuses larger numbers, and NaN"),
         (Bytes, Text { .. } | Char { .. }) => (Lossy, "bytes that are not UTF-8 become \\x and hexadecimal digits"),
         (_, Text { max_chars: None }) => (Widening, text_note(from)),
         (Text { max_chars: Some(a) } | Char { chars: a }, Text { max_chars: Some(b) }) if a <= b => (Widening, ""),
-        (Text { .. } | Char { .. }, Text { .. }) => (Lossy, "longer texts are refused"),
+        (Text { .. } | Char { .. }, Text { .. }) => (Lossy, "blanks beyond its length are lost; refuses longer texts"),
         (Char { chars: a }, Char { chars: b }) if a <= b => (Widening, ""),
-        (Text { .. } | Char { .. }, Char { .. }) => (Lossy, "longer texts are refused, trailing blanks are lost"),
-        (Enum { .. }, Text { .. } | Char { .. }) => (Lossy, "longer labels are refused"),
+        (Char { .. }, Char { .. }) => (Exact, "refuses longer texts"),
+        (Text { .. }, Char { .. }) => (Lossy, "trailing blanks are lost; refuses longer texts"),
+        (Enum { labels }, Text { max_chars: Some(n) } | Char { chars: n }) => {
+            let fits = |l: &String| l.chars().count() <= *n as usize && !l.ends_with(' ');
+            if !labels.is_empty() && labels.iter().all(fits) {
+                (Widening, "")
+            } else {
+                (Lossy, "trailing blanks are lost; refuses longer labels")
+            }
+        }
         (Enum { labels: a }, Enum { labels: b }) if !a.is_empty() && a.iter().all(|l| b.contains(l)) => (Widening, ""),
-        (Text { .. } | Char { .. } | Enum { .. }, Enum { .. }) => (Lossy, "other labels are refused"),
+        (Text { .. } | Char { .. } | Enum { .. }, Enum { .. }) => (Exact, "refuses other labels"),
         (Date, Timestamp) => (Widening, "as midnight"),
         (Timestamp, TimestampTz) => (Widening, "read as UTC"),
-        (TimestampTz, Timestamp) => (Lossy, "as UTC, without saying so"),
+        (TimestampTz, Timestamp) => (Exact, "as UTC, without saying so"),
         (Timestamp | TimestampTz, Date) => (Lossy, "the time of day is lost"),
         (Time, TimeTz) => (Widening, "read as UTC"),
         (TimeTz, Time) => (Lossy, "the zone is lost"),
         (Time, Interval) => (Widening, ""),
-        (Text { .. }, Json) => (Lossy, "texts that are not JSON are refused"),
+        (Text { .. }, Json) => (Exact, "refuses texts that are not JSON"),
         (Bit { length: Some(a), .. }, Bit { length: Some(b), varying: true }) if a <= b => (Widening, ""),
         (Bit { .. }, Bit { length: None, .. }) => (Widening, ""),
-        (Bit { .. }, Bit { .. }) => (Lossy, "other lengths are refused"),
-        (Text { .. } | Char { .. }, Uuid | Other(_)) => (Lossy, "texts that are not of this type are refused"),
+        (Bit { .. }, Bit { .. }) => (Exact, "refuses other lengths"),
+        (Text { .. } | Char { .. }, Uuid | Other(_)) => (Lossy, "written as the type prints them; refuses other texts"),
         (Array(a), Array(b)) => fits(a, b),
         _ => (Unsupported, "no value of this type fits"),
     }
@@ -188,9 +228,10 @@ mod tests {
     fn what_can_lose_something_says_so() {
         let cases = [
             ("integer", "bigint", Widening),
-            ("bigint", "integer", Lossy),
+            ("bigint", "integer", Exact),
             ("numeric(10,2)", "numeric(12,2)", Widening),
             ("numeric(10,2)", "numeric(10,1)", Lossy),
+            ("numeric(10,2)", "numeric(8,2)", Exact),
             ("numeric", "numeric(10,2)", Lossy),
             ("json", "jsonb", Lossy),
             ("jsonb", "json", Exact),
@@ -199,7 +240,15 @@ mod tests {
             ("integer[]", "bigint[]", Widening),
             ("uuid", "integer", Unsupported),
             ("bytea", "bytea", Exact),
-            ("timestamp with time zone", "timestamp without time zone", Lossy),
+            ("timestamp with time zone", "timestamp without time zone", Exact),
+            ("timestamp without time zone", "timestamp(3) without time zone", Lossy),
+            ("timestamp(0) without time zone", "timestamp(3) without time zone", Exact),
+            ("timestamp without time zone[]", "timestamp(3) without time zone[]", Lossy),
+            ("interval", "interval day to second", Lossy),
+            ("interval day to second", "interval", Exact),
+            ("boolean", "integer", Widening),
+            ("text", "jsonb", Lossy),
+            ("text", "json", Exact),
             ("inet", "text", Widening),
         ];
         for (from, to, expected) in cases {

@@ -44,6 +44,8 @@ impl ToSql for Text {
 pub(crate) enum Encoding {
     /// A number: truth values become 1 and 0.
     Number,
+    /// A number for the truth values of the source, which come as text too.
+    Truth,
     /// `bytea`: bytes become `\x` and hexadecimal digits.
     Bytea,
     /// Anything else: bytes are text if they are UTF-8.
@@ -55,8 +57,12 @@ pub(crate) fn text_of<'v>(value: ValueRef<'v>, encoding: Encoding, scratch: &'v 
     scratch.clear();
     match value {
         ValueRef::Null | ValueRef::Unchanged => return None,
+        ValueRef::Text("t") if encoding == Encoding::Truth => scratch.push('1'),
+        ValueRef::Text("f") if encoding == Encoding::Truth => scratch.push('0'),
         ValueRef::Text(text) => return Some(text),
-        ValueRef::Bool(v) if encoding == Encoding::Number => scratch.push(if v { '1' } else { '0' }),
+        ValueRef::Bool(v) if matches!(encoding, Encoding::Number | Encoding::Truth) => {
+            scratch.push(if v { '1' } else { '0' })
+        }
         ValueRef::Bool(v) => scratch.push(if v { 't' } else { 'f' }),
         ValueRef::Int(v) => _ = write!(scratch, "{v}"),
         ValueRef::Float(v) => write_float(scratch, v),
@@ -165,6 +171,7 @@ mod tests {
         use ValueRef::*;
         assert_eq!(literal(&[Null, Bool(true), Int(-5)], Encoding::Other), "{NULL,t,-5}");
         assert_eq!(literal(&[Bool(true), Bool(false)], Encoding::Number), "{1,0}");
+        assert_eq!(literal(&[Bool(true), Text("f"), Text("t")], Encoding::Truth), "{1,\"0\",\"1\"}");
         assert_eq!(literal(&[Bytes(&[0, 255]), Bytes(&[])], Encoding::Bytea), r#"{"\\x00ff","\\x"}"#);
         let floats = [Float(f64::NAN), Float(f64::NEG_INFINITY), Float(1e300), Float(0.1), Float(-0.0)];
         assert_eq!(literal(&floats, Encoding::Other), "{NaN,-Infinity,1e300,0.1,-0}");

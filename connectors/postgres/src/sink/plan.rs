@@ -130,7 +130,10 @@ impl Plan {
     }
 
     pub(crate) fn encoding(&self, source: u16) -> Encoding {
-        self.column(source).encoding
+        match (self.column(source).encoding, &self.source.columns[usize::from(source)].data_type) {
+            (Encoding::Number, DataType::Bool) => Encoding::Truth,
+            (encoding, _) => encoding,
+        }
     }
 
     pub(crate) fn is_key(&self, source: u16) -> bool {

@@ -83,6 +83,8 @@ impl Inbox {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn feed(inbox: &mut Inbox, mut bytes: &[u8], step: usize) -> Vec<(u8, Vec<u8>)> {
@@ -115,6 +117,52 @@ mod tests {
             let got = feed(&mut Inbox::new(), &wire, step);
             assert_eq!(got.len(), bodies.len(), "step {step}");
             assert!(got.iter().zip(&bodies).all(|((tag, got), want)| *tag == b'd' && got == want), "step {step}");
+        }
+    }
+
+    /// A length that is only claimed is no reason to reserve memory for it.
+    #[test]
+    fn claimed_lengths_reserve_nothing() {
+        let mut inbox = Inbox::new();
+        let mut wire = vec![b'd'];
+        wire.extend_from_slice(&(1_u32 << 30).to_be_bytes());
+        wire.resize(3 * CAPACITY, 0);
+        assert!(feed(&mut inbox, &wire, usize::MAX).is_empty());
+        assert!(inbox.buffer.len() <= 4 * CAPACITY, "{} bytes", inbox.buffer.len());
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic_nor_grow(
+            wire in prop::collection::vec(any::<u8>(), 0..600),
+            lengths in prop::collection::vec(0_u32..200, 0..6),
+            step in 1_usize..100,
+        ) {
+            let mut inbox = Inbox::new();
+            // Some whole messages first; behind them whatever it is.
+            let mut all: Vec<u8> = lengths.iter().flat_map(|n| message(b'd', &vec![7; *n as usize])).collect();
+            all.extend_from_slice(&wire);
+            let mut bytes = &all[..];
+            let mut messages = 0;
+            'fed: while !bytes.is_empty() {
+                let space = inbox.space();
+                prop_assert!(!space.is_empty());
+                let n = bytes.len().min(step).min(space.len());
+                space[..n].copy_from_slice(&bytes[..n]);
+                inbox.filled(n);
+                bytes = &bytes[n..];
+                loop {
+                    match inbox.message() {
+                        Ok(Some((_, body))) => prop_assert!(inbox.body(body).len() <= all.len()),
+                        Ok(None) => break,
+                        Err(_) => break 'fed,
+                    }
+                    messages += 1;
+                }
+            }
+            // A message has at least five bytes: it is never found in nothing.
+            prop_assert!(messages >= lengths.len() && messages * 5 <= all.len());
+            prop_assert!(inbox.buffer.len() == CAPACITY);
         }
     }
 

@@ -277,4 +277,14 @@ mod tests {
             assert!(text_row(broken).is_err(), "{broken:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn random_bodies_never_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            server_error(&bytes);
+            if let Ok(row) = text_row(&bytes) {
+                assert!(row.len() * 4 <= bytes.len());
+            }
+        }
+    }
 }

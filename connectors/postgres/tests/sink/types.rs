@@ -236,12 +236,15 @@ fn quoted(table: &TableSchema) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn typed_values_fit_other_types() {
     for db in databases() {
-        db.exec("CREATE TABLE t (id bigint PRIMARY KEY, flag integer, n numeric, x real, b text, j jsonb)");
+        db.exec(
+            "CREATE TABLE t (id bigint PRIMARY KEY, flag integer, as_text integer, n numeric, x real, b text, j jsonb)",
+        );
         let t = table(
             "t",
             &[
                 ("id", INT),
                 ("flag", DataType::Bool),
+                ("as_text", DataType::Bool),
                 ("n", INT),
                 ("x", DataType::Float64),
                 ("b", DataType::Bytes),
@@ -254,13 +257,14 @@ async fn typed_values_fit_other_types() {
         let row = [
             ValueRef::Int(1),
             ValueRef::Bool(true),
+            ValueRef::Text("f"),
             ValueRef::Int(i64::MAX),
             ValueRef::Float(f64::NEG_INFINITY),
             ValueRef::Bytes(b"caf\xc3\xa9"),
             ValueRef::Text("{\"a\":1}"),
         ];
         write(&mut w, &Changes::new().insert_values(&t, &row).unit()).await;
-        assert_eq!(db.rows("SELECT * FROM t"), ["1|1|9223372036854775807|-Infinity|café|{\"a\": 1}"]);
+        assert_eq!(db.rows("SELECT * FROM t"), ["1|1|0|9223372036854775807|-Infinity|café|{\"a\": 1}"]);
     }
 }
 

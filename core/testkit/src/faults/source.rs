@@ -10,7 +10,7 @@ use async_trait::async_trait;
 
 use super::{Call, Fault, Schedule, injected};
 
-/// Another source, with faults. Snapshots, markers and retention have none.
+/// Another source, with faults. Checks, snapshots, markers and retention have none.
 #[derive(Debug)]
 pub struct FaultySource {
     inner: Arc<dyn Source>,
@@ -33,6 +33,10 @@ impl Source for FaultySource {
 
     async fn prepare(&self, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
         self.schedule.run(Call::Prepare, self.inner.prepare(resume), SourceIdentity::default).await
+    }
+
+    async fn check(&self, resume: Option<&Checkpoint>) -> Result<Vec<String>> {
+        self.inner.check(resume).await
     }
 
     async fn tables(&self) -> Result<Vec<TableSchema>> {

@@ -13,7 +13,8 @@ pub enum Consistency {
     /// The source's state after some prefix of its commits, and never an earlier prefix than one
     /// seen before: `transaction` order.
     Prefix,
-    /// Each row by itself is one that the source had, and never goes back: `key` order.
+    /// Each row by itself is one that the source had, in the middle of a transaction perhaps, and
+    /// never goes back: `key` order.
     PerKey,
 }
 
@@ -33,7 +34,7 @@ pub struct Checker {
     at: usize,
     /// The prefix that the last good observation was. 0: none yet, the first load is under way.
     seen: usize,
-    /// Per table and key, the version that was seen last ([`Consistency::PerKey`]).
+    /// Per table and key, the place of the version that was seen last ([`Consistency::PerKey`]).
     last: HashMap<(usize, Row), usize>,
     report: Report,
 }
@@ -63,7 +64,10 @@ impl Checker {
         let Some(name) = commit.journal() else { panic!("commit {number} has no row in the journal: {commit:?}") };
         let double = self.numbers.insert(name.clone(), number);
         assert!(double.is_none(), "commits {double:?} and {number} have the same row in the journal");
-        self.index.note(number, &commit.net());
+        match self.consistency {
+            Consistency::Prefix => self.index.note(number, &commit.net()),
+            Consistency::PerKey => self.index.note_each(number, &commit.changes),
+        }
         self.commits.push(commit);
         self.report.commits = number;
     }
@@ -236,7 +240,7 @@ impl Checker {
     fn one_key(&mut self, table: usize, key: Row, row: Option<&Row>) {
         let versions = self.index.of(table, &key);
         let last = self.last.get(&(table, key.clone())).copied().unwrap_or(0);
-        let alike = |from: usize| versions.iter().find(|(at, v)| *at >= from && v.as_ref() == row).map(|(at, _)| *at);
+        let alike = |from: usize| (from..versions.len()).find(|&at| versions[at].1.as_ref() == row);
         match alike(last) {
             Some(at) => drop(self.last.insert((table, key), at)),
             None => {
@@ -245,7 +249,8 @@ impl Checker {
                     (_, Some(_)) => ViolationKind::Backwards,
                     (_, None) => ViolationKind::Wrong,
                 };
-                let what = format!("{}: {row:?} under {key:?} after transaction {last}", TABLES[table].name);
+                let what =
+                    format!("{}: {row:?} under {key:?} after version {last} of {versions:?}", TABLES[table].name);
                 self.report.add(kind, what);
             }
         }

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 
-use super::model::{Bag, Row};
+use super::model::{Bag, Change, Row};
 use super::tables::{TABLES, Table};
+
+/// The commit that left a row, and the row; `None`: deleted.
+type Version = (usize, Option<Row>);
 
 /// For each table and key, the row after each commit that changed it; `None`: deleted.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
-    versions: HashMap<(usize, Row), Vec<(usize, Option<Row>)>>,
+    versions: HashMap<(usize, Row), Vec<Version>>,
 }
 
 impl Index {
@@ -26,6 +29,20 @@ impl Index {
         }
     }
 
+    /// Notes every change of commit number `commit` by itself: rows in the middle of a transaction
+    /// can be seen where transactions are not kept together.
+    pub(crate) fn note_each(&mut self, commit: usize, changes: &[Change]) {
+        for Change { table, old, new } in changes {
+            let (from, to) = (old.as_ref().map(|r| key_of(*table, r)), new.as_ref().map(|r| key_of(*table, r)));
+            if let Some(from) = from.filter(|from| Some(from) != to.as_ref()) {
+                self.versions.entry((*table, from)).or_default().push((commit, None));
+            }
+            if let Some(to) = to {
+                self.versions.entry((*table, to)).or_default().push((commit, new.clone()));
+            }
+        }
+    }
+
     /// The commit that made the row under `key` what it is after commit `upto`. 0: it never was.
     pub(crate) fn made_by(&self, table: usize, key: &Row, upto: usize) -> usize {
         let versions = self.of(table, key);
@@ -39,7 +56,7 @@ impl Index {
     }
 
     /// The versions of a row, oldest first.
-    pub(crate) fn of(&self, table: usize, key: &Row) -> &[(usize, Option<Row>)] {
+    pub(crate) fn of(&self, table: usize, key: &Row) -> &[Version] {
         self.versions.get(&(table, key.clone())).map_or(&[], Vec::as_slice)
     }
 }

@@ -82,6 +82,38 @@ fn fields_are_where_the_manual_says() {
     assert!(matches!(decode(&i, true), Ok((Message::Insert { relation: 16, .. }, Some(701)))));
 }
 
+/// Lengths and counts that claim more than there is, or less than nothing.
+#[test]
+fn claimed_lengths_are_not_believed() {
+    const TWO_GIB: u32 = i32::MAX as u32;
+    const NEGATIVE: u32 = -1_i32 as u32;
+    let insert = || Frame::new(b'I').u32(16).u8(b'N');
+    for (bytes, error) in [
+        (insert().u16(1).u8(b't').u32(TWO_GIB), DecodeError::Short),
+        (insert().u16(1).u8(b't').u32(NEGATIVE), DecodeError::Negative),
+        (insert().u16(1).u8(b'b').u32(i32::MIN as u32), DecodeError::Negative),
+        (insert().u16(i16::MAX as u16), DecodeError::Short),
+        (insert().u16(u16::MAX), DecodeError::Negative),
+        (Frame::new(b'T').u32(TWO_GIB).u8(0).u32(16), DecodeError::Short),
+        (Frame::new(b'T').u32(NEGATIVE).u8(0).u32(16), DecodeError::Negative),
+        (Frame::new(b'M').u8(1).u64(4).text("p").u32(TWO_GIB).u8(1), DecodeError::Short),
+        (Frame::new(b'M').u8(1).u64(4).text("p").u32(NEGATIVE), DecodeError::Negative),
+        (Frame::new(b'R').u32(16).text("s").text("t").u8(b'd').u16(u16::MAX), DecodeError::Negative),
+        (Frame::new(b'R').u32(16).text("s").text("t").u8(b'd').u16(i16::MAX as u16), DecodeError::Short),
+    ] {
+        assert_eq!(decode(&bytes.0, false), Err(error), "{:?}", bytes.0);
+    }
+}
+
+#[test]
+fn names_that_are_cut_within_a_letter_are_errors() {
+    let mut bytes = Frame::new(b'O').u64(3).0;
+    bytes.extend_from_slice(&"ü".as_bytes()[..1]);
+    assert_eq!(decode(&bytes, false), Err(DecodeError::Short));
+    bytes.push(0);
+    assert_eq!(decode(&bytes, false), Err(DecodeError::NotUtf8));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 

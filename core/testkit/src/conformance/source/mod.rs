@@ -47,6 +47,8 @@ pub enum Statement {
 /// With what the source did wrong.
 pub async fn run(target: &dyn SourceUnderTest) {
     let mut story = Story::begin(target).await;
+    reading::an_empty_token_is_the_start(&mut story).await;
+    reading::a_check_finds_what_is_prepared(&mut story).await;
     reading::every_statement(&mut story).await;
     reading::a_reader_resumes_anywhere(&mut story).await;
     reading::a_dropped_call_loses_nothing(&mut story).await;

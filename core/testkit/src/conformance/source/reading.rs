@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::Poll;
 
-use anabranch_core::{ChangeReader, HEARTBEAT, Next, StartFrom, TableSnapshot};
+use anabranch_core::{ChangeReader, Checkpoint, HEARTBEAT, Next, Position, SourceIdentity, StartFrom, TableSnapshot};
 
 use super::Statement;
 use super::story::{PATIENCE, Story, Transcript, apply, next_batch, same, statement};
@@ -35,6 +35,8 @@ pub(super) async fn a_reader_resumes_anywhere(story: &mut Story<'_>) {
     }
     let all = transcript.ended;
     same(&all, &expected);
+    // What is acknowledged was recorded before: a source may refuse to prepare for less.
+    story.at = Some(all[3].end.clone());
     reader.acknowledge(Some(&all[3].end)).await.expect("acknowledge");
     drop(reader);
 
@@ -51,6 +53,49 @@ pub(super) async fn a_reader_resumes_anywhere(story: &mut Story<'_>) {
     // A position is resumed from when all before it is durable, so the source may have forgotten that.
     story.at = Some(all[10].end.clone());
     story.read(&expected[11..]).await;
+}
+
+/// Within the first transaction of a partition no place is known yet to resume from but the
+/// partition's start, which an empty token means. What was given may be given again.
+pub(super) async fn an_empty_token_is_the_start(story: &mut Story<'_>) {
+    let expected = story.commit_some(2).await;
+    let mut reader = story.open(None).await;
+    let mut transcript = Transcript::default();
+    while transcript.ended.len() < expected.len() {
+        transcript.add(&next_batch(&mut *reader).await);
+    }
+    drop(reader);
+    let all = transcript.ended;
+    same(&all, &expected);
+
+    let within = Position::new(all[0].ranks[1].clone(), Vec::new());
+    story.at = Some(within.clone());
+    let mut reader = story.open(story.at.clone()).await;
+    reader.acknowledge(Some(&within)).await.expect("acknowledge a place without a token");
+    let mut rest = Vec::new();
+    loop {
+        let batch = next_batch(&mut *reader).await;
+        let new = batch.changes().filter(|c| c.rank() > within.rank);
+        rest.extend(new.filter_map(|c| Some((c.rank(), statement(c)?))));
+        if batch.end().rank >= all[1].end.rank {
+            break;
+        }
+    }
+    let given = all.iter().flat_map(|t| t.ranks.iter().cloned().zip(t.statements.iter().cloned()));
+    let expected: Vec<_> = given.filter(|(rank, _)| *rank > within.rank).collect();
+    assert_eq!(rest, expected, "after a reader resumed within the first transaction");
+    story.done(reader, &all).await;
+}
+
+/// Checking finds what preparing finds, and that there is nothing left to do.
+pub(super) async fn a_check_finds_what_is_prepared(story: &mut Story<'_>) {
+    let source = story.target.connect().await;
+    let statements = source.check(story.checkpoint().as_ref()).await.expect("check");
+    assert_eq!(statements, Vec::<String>::new(), "what would be run, though the source is prepared");
+    assert!(source.tables().await.expect("tables").iter().any(|t| t.name == story.target.table()));
+    let other = SourceIdentity(story.identity.0.keys().map(|key| (key.clone(), "another".to_owned())).collect());
+    let foreign = Checkpoint { identity: other, ..story.checkpoint().unwrap_or_default() };
+    assert!(source.check(Some(&foreign)).await.is_err(), "the checkpoint of another source is accepted");
 }
 
 /// However often a call is polled before it is dropped.
