@@ -37,7 +37,11 @@ fn a_refused_row_stops_the_pipeline_at_its_exact_place() -> Tested {
     let Some(shop) = Shop::open("refused")? else { return Ok(()) };
     let Some(command) = shop.command()? else { return Ok(()) };
     refusing(&shop, &command)?;
-    let parts = ["the target refuses a change of public.orders [id=1]", "\"cheap\"", "dead_letters.on_rejected"];
+    let parts = [
+        "the target refuses the transaction that begins with a change of public.orders [id=1]",
+        "\"cheap\"",
+        "dead_letters.on_rejected",
+    ];
     for _ in 0..2 {
         command.drain()?.expect(OPERATOR, &parts);
         // All before, nothing of the transaction, nothing after.

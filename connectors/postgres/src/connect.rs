@@ -128,10 +128,12 @@ impl Endpoint {
     }
 
     fn failed(&self, e: tokio_postgres::Error) -> Error {
-        let hint = match e.code().map(tokio_postgres::error::SqlState::code) {
-            Some("28P01") => "check the user and the password",
-            Some("28000") => "check the user, and the server's pg_hba.conf",
-            Some("3D000") => "create it, or correct its name in the URL",
+        let code = e.code().map(|code| code.code().to_owned());
+        let hint = match code.as_deref() {
+            Some(code) => match login_hint(code) {
+                Some(hint) => hint,
+                None => return classify(e, &self.connecting()),
+            },
             None if self.config.get_password().is_none() && e.to_string().contains("invalid configuration") => {
                 "the server asks for a password: give one"
             }
@@ -199,6 +201,16 @@ impl fmt::Debug for Endpoint {
 /// The port of host number `at`: one for all, or one for each (libpq's manual, "Specifying Multiple Hosts").
 pub(crate) fn port(ports: &[u16], at: usize) -> u16 {
     ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432)
+}
+
+/// What to do about a refused login, by its SQLSTATE.
+pub(crate) fn login_hint(code: &str) -> Option<&'static str> {
+    match code {
+        "28P01" => Some("check the user and the password"),
+        "28000" => Some("check the user, and the server's pg_hba.conf"),
+        "3D000" => Some("create it, or correct its name in the URL"),
+        _ => None,
+    }
 }
 
 fn is_url(text: &str) -> bool {

@@ -8,7 +8,7 @@ use postgres_protocol::message::{backend, frontend};
 use tokio_postgres::config::ChannelBinding as Demand;
 
 use super::{Connection, server_error, stream};
-use crate::connect::Endpoint;
+use crate::connect::{Endpoint, login_hint};
 use crate::error::protocol;
 
 /// Settings under which every type prints its canonical text (see `anabranch_core::DataType`), and
@@ -50,7 +50,7 @@ pub(super) async fn open(endpoint: &Endpoint, application_name: &str) -> Result<
     let limit = endpoint.config().get_connect_timeout().copied().unwrap_or(std::time::Duration::from_secs(15));
     match tokio::time::timeout(limit, handshake).await {
         Ok(done) => done.map(|()| connection),
-        Err(_) => Err(Error::transient(format!("cannot log in to {endpoint}: no answer in {limit:?}"))),
+        Err(_) => Err(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting()))),
     }
 }
 
@@ -60,7 +60,7 @@ async fn handshake(
     application_name: &str,
     encrypted: bool,
 ) -> Result<()> {
-    let what = format!("cannot log in to {endpoint}");
+    let what = endpoint.connecting();
     let options = options(endpoint.config().get_options());
     let parameters = [
         ("user", endpoint.user()),
@@ -106,7 +106,10 @@ fn mend(error: Error, endpoint: &Endpoint) -> Error {
     {
         return error.hint(format!("ALTER ROLE {} REPLICATION;", crate::sql::ident(user)));
     }
-    error
+    match ["28P01", "28000", "3D000"].into_iter().find(|code| text.contains(&format!("(SQLSTATE {code})"))) {
+        Some(code) => error.hint(login_hint(code).unwrap_or_default()),
+        None => error,
+    }
 }
 
 fn options(own: Option<&str>) -> String {
