@@ -56,6 +56,13 @@ pub(crate) async fn release(client: &Client) {
     _ = client.batch_execute("SELECT pg_replication_origin_session_reset()").await;
 }
 
+/// Removes an origin that is not used again. What it marked stays marked.
+pub(crate) async fn drop(client: &Client, origin: &str) {
+    // Fails where it was never created, or the user may not drop it: then it stays for the next copy.
+    let drop = "SELECT pg_replication_origin_drop(roname) FROM pg_catalog.pg_replication_origin WHERE roname = $1";
+    _ = client.execute(drop, &[&origin]).await;
+}
+
 /// 55000: the server has no slots for origins (`max_replication_slots`, `max_active_replication_origins` is 0).
 fn denied(code: &SqlState) -> bool {
     *code == SqlState::INSUFFICIENT_PRIVILEGE

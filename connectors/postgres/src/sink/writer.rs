@@ -58,16 +58,25 @@ impl PostgresWriter {
         self.plans.forget();
         self.statements.forget();
         let (pipeline, lane) = (&self.lane.pipeline, self.lane.index);
-        let (kind, origin) = match self.lane.purpose {
-            LanePurpose::Stream => ("stream", origin::name(pipeline, lane)),
-            LanePurpose::Snapshot => ("snapshot", origin::name(&format!("{pipeline}_snapshot"), lane)),
+        let kind = match self.lane.purpose {
+            LanePurpose::Stream => "stream",
+            LanePurpose::Snapshot => "snapshot",
         };
+        let origin = self.origin();
         let name = format!("anabranch-sink/{kind}/{lane}/{pipeline}");
         let store = &self.shared.store;
         let session =
             Session::open(&store.endpoint()?, store.key(), &self.shared.options, &name, Some(&origin)).await?;
         self.session = Some(session);
         Ok(())
+    }
+
+    fn origin(&self) -> String {
+        let (pipeline, lane) = (&self.lane.pipeline, self.lane.index);
+        match self.lane.purpose {
+            LanePurpose::Stream => origin::name(pipeline, lane),
+            LanePurpose::Snapshot => origin::name(&format!("{pipeline}_snapshot"), lane),
+        }
     }
 
     async fn apply(&mut self, unit: &Unit) -> Result<()> {
@@ -310,6 +319,10 @@ impl SinkWriter for PostgresWriter {
         self.roll_back().await;
         if let Some(session) = &self.session {
             origin::release(&session.client).await;
+            if self.lane.purpose == LanePurpose::Snapshot {
+                // Needed no more, and a server has few places for origins.
+                origin::drop(&session.client, &self.origin()).await;
+            }
         }
         Ok(())
     }
