@@ -88,6 +88,16 @@ impl Anabranch {
         self.call(&["run", "--until-drained"])
     }
 
+    /// Starts it with a standard output that is closed at the other end.
+    pub(super) fn spawn_unread(&self, arguments: &[&str]) -> Tested<Child> {
+        let (first, rest) = arguments.split_first().ok_or("no command")?;
+        let mut command = Command::new(&self.program);
+        command.arg(first).arg("pipeline.toml").args(rest).current_dir(self.folder.path());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        drop(child.stdout.take());
+        Ok(child)
+    }
+
     /// Starts it.
     pub(super) fn spawn(&self, arguments: &[&str]) -> Tested<Running> {
         let (first, rest) = arguments.split_first().ok_or("no command")?;

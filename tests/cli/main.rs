@@ -11,3 +11,10 @@ mod command;
 mod shop;
 
 mod configuration;
+mod letters;
+mod rights;
+mod running;
+mod schema;
+mod source;
+mod target;
+mod tls;

@@ -13,7 +13,8 @@ use super::command::Anabranch;
 /// How long the target may take to be as the source is.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// The table of every shop: text, a number, a date, and nulls.
-pub(super) const ORDERS: &str = "CREATE TABLE orders (id int PRIMARY KEY, customer varchar(40) NOT NULL, total bigint, due date);
+pub(super) const ORDERS: &str =
+    "CREATE TABLE orders (id int PRIMARY KEY, customer varchar(40) NOT NULL, total bigint, due date);
     INSERT INTO orders SELECT i, 'customer ' || i, CASE WHEN i % 3 > 0 THEN i * 100 END, DATE '2024-02-28' + i
     FROM generate_series(1, 50) i";
 const ROWS: &str = "SELECT id, customer, total, due FROM orders ORDER BY id";

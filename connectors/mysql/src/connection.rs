@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anabranch_core::{Error, Result};
+use anabranch_core::{Error, ErrorKind, Result};
 use mysql_async::prelude::Queryable;
 use mysql_async::{ClientIdentity, Conn, Opts, OptsBuilder, SslOpts};
 use tokio::time::timeout;
@@ -115,6 +115,11 @@ impl Connector {
         if opts.db_name().is_none_or(str::is_empty) {
             return Err(Error::config("sink.url", "names no database").hint("add it: mysql://user@host/database"));
         }
+        if opts.db_name().is_some_and(|name| name.contains('@')) {
+            // The part of a password behind a slash, most likely: it would be shown as a name.
+            return Err(Error::config("sink.url", "has an @ in the name of its database")
+                .hint("percent-encode / and @ of a password as %2F and %40, or set sink.password"));
+        }
         let has_tls = opts.ssl_opts().is_some();
         let mut builder = OptsBuilder::from_opts(opts)
             // Matched rows are counted, not changed ones: an update that changes nothing still found its row.
@@ -171,6 +176,21 @@ impl Connector {
     /// A connection, set up.
     pub(crate) async fn connect(&self) -> Result<Link> {
         let opts = self.options()?;
+        let whom = format!(
+            "sink.url: cannot connect to mysql://{}@{}:{}/{}",
+            opts.user().unwrap_or_default(),
+            opts.ip_or_hostname(),
+            opts.tcp_port(),
+            opts.db_name().unwrap_or_default()
+        );
+        self.connect_with(opts).await.map_err(|e| match e.kind() {
+            // These name the key themselves.
+            ErrorKind::Config if e.to_string().starts_with("sink") => e,
+            _ => e.context(whom),
+        })
+    }
+
+    async fn connect_with(&self, opts: Opts) -> Result<Link> {
         let mut conn = timeout(PATIENCE, Conn::new(opts))
             .await
             .map_err(|_| Error::transient(format!("the MySQL server did not answer in {} s", PATIENCE.as_secs())))?

@@ -118,7 +118,7 @@ fn tls_error(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Erro
 
 fn lost(phase: Phase, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     match phase {
-        Phase::Connect => Error::transient("cannot connect to the MySQL server"),
+        Phase::Connect => Error::transient("no connection to the MySQL server"),
         Phase::Statement => Error::transient("the connection to the MySQL server is lost"),
         Phase::Commit => Error::indeterminate("the connection to the MySQL server was lost while committing"),
     }

@@ -33,6 +33,7 @@ pub(crate) struct TargetColumn {
     native_text: String,
     nullable: bool,
     pub(crate) generated: bool,
+    pub(crate) has_default: bool,
     /// The server sets it when the row changes.
     pub(crate) on_update: bool,
     /// It tells all of its strings apart.
@@ -64,7 +65,8 @@ impl Target {
         let (primary, unique) = sort_keys(keys);
         let columns: Vec<ColumnFacts> = conn
             .query(format!(
-                "SELECT COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, EXTRA, CHARACTER_SET_NAME, COLLATION_NAME \
+                "SELECT COLUMN_NAME, COLUMN_TYPE, IS_NULLABLE, EXTRA, CHARACTER_SET_NAME, COLLATION_NAME, \
+                 COLUMN_DEFAULT IS NOT NULL \
                  FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {literal} \
                  ORDER BY ORDINAL_POSITION"
             ))
@@ -150,8 +152,10 @@ impl Target {
                 generated: c.generated,
             })
             .collect();
+        let needs_value = |c: &&TargetColumn| !c.nullable && !c.generated && !c.has_default;
+        let required = self.columns.iter().filter(needs_value).map(|c| c.name.clone()).collect();
         let schema = TableSchema { name: TableName::new("", self.name), columns, key };
-        TargetTable { schema, unique: self.unique, references: self.references, warnings }
+        TargetTable { schema, unique: self.unique, references: self.references, required, warnings }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -189,11 +193,11 @@ impl Target {
     }
 }
 
-type ColumnFacts = (String, String, String, Option<String>, Option<String>, Option<String>);
+type ColumnFacts = (String, String, String, Option<String>, Option<String>, Option<String>, bool);
 
 impl TargetColumn {
     fn new(facts: ColumnFacts, in_key: &dyn Fn(&str) -> bool) -> Self {
-        let (name, mut native_text, nullable, extra, charset, collation) = facts;
+        let (name, mut native_text, nullable, extra, charset, collation, has_default) = facts;
         let extra = extra.unwrap_or_default().to_ascii_uppercase();
         if let Some(charset) = charset.filter(|c| c != "utf8mb4") {
             native_text = format!("{native_text} CHARACTER SET {charset}");
@@ -209,6 +213,7 @@ impl TargetColumn {
             native_text,
             nullable: nullable == "YES",
             generated,
+            has_default: has_default || extra.contains("AUTO_INCREMENT") || extra.contains("DEFAULT_GENERATED"),
             on_update: extra.contains("ON UPDATE"),
             exact,
             name,

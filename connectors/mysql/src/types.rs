@@ -305,7 +305,8 @@ fn text_limit(source: &DataType) -> Option<u32> {
         DataType::Bit { length, .. } => return *length,
         DataType::Enum { labels } => labels.iter().map(|l| l.chars().count() as u32).max()?,
         DataType::Other(name) => match name.as_str() {
-            "oid" | "xid" | "cid" | "regclass" => 64,
+            "xid" | "cid" => 10,
+            "xid8" => 20,
             "inet" | "cidr" => 50,
             "macaddr" | "macaddr8" => 23,
             "money" => 40,

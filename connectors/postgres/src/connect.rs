@@ -36,6 +36,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// ```
 #[derive(Clone)]
 pub struct Endpoint {
+    /// The configuration key that errors name.
+    key: String,
     config: Config,
     mode: SslMode,
     tls: Option<Arc<ClientConfig>>,
@@ -48,6 +50,12 @@ impl Endpoint {
     /// [`Config`](anabranch_core::ErrorKind::Config) for a URL, a TLS mode or a certificate file that
     /// cannot be used.
     pub fn parse(key: &str, url: &str) -> Result<Self> {
+        // Everything up to the first @ is taken for user and password, so what follows it would be
+        // taken for the host, and be shown as such.
+        if is_url(url) && base_and_options(url).0.matches('@').count() > 1 {
+            return Err(Error::config(key, "has more than one @")
+                .hint("percent-encode an @ in a user's name or a password as %40, or set the password apart"));
+        }
         let (rest, options) = split_ssl_options(key, url)?;
         let mut config: Config = rest.parse().map_err(|e: tokio_postgres::Error| {
             // The parser's message names the option at fault, never its value.
@@ -80,7 +88,7 @@ impl Endpoint {
             SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => tokio_postgres::config::SslMode::Require,
         });
-        Ok(Self { config, mode, tls })
+        Ok(Self { key: key.to_owned(), config, mode, tls })
     }
 
     /// The same with this password, for configurations that keep it apart from the URL.
@@ -98,21 +106,38 @@ impl Endpoint {
         if config.get_application_name().is_none() {
             config.application_name(application_name);
         }
-        let what = || format!("cannot connect to {self}");
         let span = tracing::debug_span!("postgres", application = application_name);
         match &self.tls {
             Some(tls) => {
                 let connector = MakeRustlsConnect::new(ClientConfig::clone(tls));
-                let (client, connection) = config.connect(connector).await.map_err(|e| classify(e, &what()))?;
+                let (client, connection) = config.connect(connector).await.map_err(|e| self.failed(e))?;
                 tokio::spawn(log_end(connection).instrument(span));
                 Ok(client)
             }
             None => {
-                let (client, connection) = config.connect(NoTls).await.map_err(|e| classify(e, &what()))?;
+                let (client, connection) = config.connect(NoTls).await.map_err(|e| self.failed(e))?;
                 tokio::spawn(log_end(connection).instrument(span));
                 Ok(client)
             }
         }
+    }
+
+    /// What was being done when connecting failed, with the key at fault.
+    pub(crate) fn connecting(&self) -> String {
+        format!("{}: cannot connect to {self}", self.key)
+    }
+
+    fn failed(&self, e: tokio_postgres::Error) -> Error {
+        let hint = match e.code().map(tokio_postgres::error::SqlState::code) {
+            Some("28P01") => "check the user and the password",
+            Some("28000") => "check the user, and the server's pg_hba.conf",
+            Some("3D000") => "create it, or correct its name in the URL",
+            None if self.config.get_password().is_none() && e.to_string().contains("invalid configuration") => {
+                "the server asks for a password: give one"
+            }
+            _ => return classify(e, &self.connecting()),
+        };
+        classify(e, &self.connecting()).hint(hint)
     }
 
     /// The parsed URL.
@@ -176,6 +201,20 @@ pub(crate) fn port(ports: &[u16], at: usize) -> u16 {
     ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432)
 }
 
+fn is_url(text: &str) -> bool {
+    text.starts_with("postgres://") || text.starts_with("postgresql://")
+}
+
+/// A URL's part before its options, and those. A question mark before the @ is of the password.
+fn base_and_options(url: &str) -> (&str, Option<&str>) {
+    let from =
+        url.find('@').filter(|at| !url.get(url.find("://").map_or(0, |p| p + 3)..*at).is_some_and(|u| u.contains('/')));
+    match url[from.unwrap_or(0)..].find('?').map(|at| at + from.unwrap_or(0)) {
+        Some(at) => (&url[..at], Some(&url[at + 1..])),
+        None => (url, None),
+    }
+}
+
 fn is_unix(host: &Host) -> bool {
     matches!(host, Host::Unix(_))
 }
@@ -212,8 +251,8 @@ impl SslOptions {
 /// Takes libpq's TLS options, which the driver does not know, out of a URL or of `key=value` pairs.
 fn split_ssl_options(key: &str, url: &str) -> Result<(String, SslOptions)> {
     let mut options = SslOptions::default();
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), options)) };
+    if is_url(url) {
+        let (base, Some(query)) = base_and_options(url) else { return Ok((url.to_owned(), options)) };
         let kept: Vec<&str> = query
             .split('&')
             .filter(|pair| {
@@ -293,6 +332,7 @@ mod tests {
             ("postgresql://u@%2Ftmp%2Fsock/d", SslMode::Disable),
             ("postgresql://u@localhost/d?sslmode=disable", SslMode::Disable),
             ("postgresql://u@db.example/d?sslmode=require", SslMode::Require),
+            ("postgresql://u:a?b@localhost/d?sslmode=disable", SslMode::Disable),
             ("host=db.example user=u sslmode=disable dbname=d", SslMode::Disable),
         ] {
             assert_eq!(Endpoint::parse("k", url).unwrap().ssl_mode(), mode, "{url}");
@@ -302,6 +342,7 @@ mod tests {
     #[test]
     fn errors_name_the_key_and_no_secret() {
         for url in [
+            "postgresql://u:a@hunter2/b@h/d?sslmode=disable",
             "postgresql://u:hunter2@h/d?sslmode=perhaps",
             "postgresql://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/nowhere",
             "postgresql://u:hunter2@h/d?nonsense=hunter2",

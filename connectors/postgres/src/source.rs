@@ -160,6 +160,7 @@ impl Postgres {
             return Err(Error::config("source.slot", format!("{:?} is not the name of a slot", self.slot))
                 .hint("1 to 63 lower-case letters, digits and underscores"));
         }
+        setup::check_table_names(&self.tables)?;
         self.session().map(drop)
     }
 

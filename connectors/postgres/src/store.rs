@@ -93,6 +93,25 @@ impl Store {
         Ok(row.get::<_, i64>(0) == TABLES.len() as i64)
     }
 
+    /// Whether the tables are there, or the user may create them.
+    ///
+    /// # Errors
+    /// `Config`, with the statements to run, if not.
+    pub(crate) async fn check_rights(&self, client: &Client) -> Result<()> {
+        if self.exists(client).await? {
+            return Ok(());
+        }
+        let row = client
+            .query_one(
+                "SELECT coalesce((SELECT has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = $1), \
+                   has_database_privilege(current_database(), 'CREATE')), current_user::text",
+                &[&self.schema],
+            )
+            .await
+            .map_err(|e| classify(e, "cannot look for the schema of the pipeline"))?;
+        if row.get(0) { Ok(()) } else { Err(self.denied(row.get(1))) }
+    }
+
     /// Creates the schema and its tables if they are missing.
     ///
     /// # Errors
@@ -129,7 +148,15 @@ impl Store {
                 if denied {
                     Err(self.denied(row.get(1)))
                 } else {
-                    Err(classify(e, "cannot create the pipeline's tables"))
+                    let e = classify(e, &format!("{}: cannot create the pipeline's tables", self.key));
+                    // 25006: the database, the user or the server is set so, or it is a standby.
+                    match e.to_string().contains("25006") {
+                        true => Err(e.hint(
+                            "the target takes no writes: default_transaction_read_only is on (it may be fenced), or it \
+                             is a standby",
+                        )),
+                        false => Err(e),
+                    }
                 }
             }
         }

@@ -5,8 +5,9 @@ mod support;
 use std::collections::BTreeMap;
 
 use anabranch_core::*;
-use anabranch_postgres::Postgres;
+use anabranch_postgres::{Postgres, PostgresSink};
 use support::{BOTH, PgServer, PgVersion, append, start};
+use tokio_postgres::NoTls;
 
 fn source(server: &PgServer) -> Postgres {
     Postgres::new(server.url("postgres")).publication("pub").slot("slot")
@@ -120,6 +121,8 @@ async fn a_check_creates_nothing_and_knows_what_a_start_would() {
             assert!(statements[1].starts_with("CREATE_REPLICATION_SLOT \"slot\" LOGICAL"), "{statements:?}");
             let planned = Source::tables(&planned).await.unwrap();
             assert_eq!(text(&sql, CREATED).await, before, "{version:?}");
+            // Generated columns are not sent.
+            assert!(planned.iter().all(|t| t.index_of("twice").is_none()), "{version:?}: {planned:?}");
 
             // What a start then creates is what was planned.
             let started = source();
@@ -190,8 +193,7 @@ async fn gaps_stop_with_what_was_lost() {
             refused(&source(&server).slot("decoding"), None, ErrorKind::Config, &["test_decoding"]).await;
         }
         sql.batch_execute("CREATE DATABASE second").await.unwrap();
-        let url = format!("postgresql://postgres@127.0.0.1:{}/second", server.port());
-        let second = Postgres::new(url).publication("pub").slot("slot");
+        let second = Postgres::new(server.database("second")).publication("pub").slot("slot");
         refused(&second, None, ErrorKind::Config, &["belongs to the database postgres"]).await;
     }
 }
@@ -388,4 +390,29 @@ async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
     // Back in time: from a timeline that this server does not know.
     let later = checkpoint(&identity.clone().with("timeline", "9"), &reached);
     refused(&source(&standby), Some(&later), ErrorKind::Fatal, &["does not descend from 9"]).await;
+}
+
+#[tokio::test]
+async fn a_pipeline_checks_both_sides_and_changes_neither() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
+        sql.batch_execute("CREATE DATABASE target").await.unwrap();
+        let (target, connection) = tokio_postgres::connect(&server.database("target"), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let before = (text(&sql, CREATED).await, text(&target, CREATED).await);
+        let pipeline = || {
+            let sink = PostgresSink::new(server.database("target"));
+            let builder = Pipeline::builder("check").source(source(&server)).sink(sink).create_tables(true);
+            builder.build().unwrap()
+        };
+        let checked = pipeline().check().await.unwrap();
+        assert_eq!(checked.source_statements.len(), 2, "{:?}", checked.source_statements);
+        assert!(checked.verdict().is_ok() && checked.tables.len() == 1, "{checked}");
+        assert_eq!(checked.tables[0].source, TableName::new("public", "t"));
+        assert!(checked.tables[0].create.is_some());
+        assert!(pipeline().stored_status().await.unwrap().is_none());
+        assert_eq!((text(&sql, CREATED).await, text(&target, CREATED).await), before, "{version:?}");
+    }
 }

@@ -52,8 +52,30 @@ impl Settings {
         Ok(path)
     }
 
+    /// Whether there is no file yet.
+    pub(crate) fn is_missing(&self) -> Result<bool> {
+        Ok(!self.check()?.exists())
+    }
+
+    /// What a file that is missing holds: nothing. For looking, which must not create it. Blocks.
+    pub(crate) fn connect_to_nothing(&self) -> Result<Database> {
+        let path = self.place()?;
+        let conn = Connection::open_in_memory().map_err(|e| error::failed(&path, "cannot open", e))?;
+        Ok(Database { conn, path: path.into() })
+    }
+
     /// Opens the file, creating it if it is missing. Blocks.
     pub(crate) fn connect(&self) -> Result<Database> {
+        let path = self.place()?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(&path, flags).map_err(|e| error::failed(&path, "cannot open", e))?;
+        let db = Database { conn, path: path.into() };
+        db.set_up(self.busy_timeout)?;
+        Ok(db)
+    }
+
+    /// The path, in a folder that is there.
+    fn place(&self) -> Result<PathBuf> {
         let path = self.check()?;
         if let Some(folder) = path.parent().filter(|f| !f.is_dir()) {
             return Err(Error::config(
@@ -62,11 +84,7 @@ impl Settings {
             )
             .hint("create it"));
         }
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(&path, flags).map_err(|e| error::failed(&path, "cannot open", e))?;
-        let db = Database { conn, path: path.into() };
-        db.set_up(self.busy_timeout)?;
-        Ok(db)
+        Ok(path)
     }
 }
 

@@ -31,6 +31,7 @@ pub(crate) struct DescribedColumn {
     pub(crate) declared: Declared,
     pub(crate) nullable: bool,
     pub(crate) generated: bool,
+    pub(crate) has_default: bool,
 }
 
 #[derive(Debug)]
@@ -92,22 +93,23 @@ pub(crate) fn table(db: &Database, name: &str) -> Result<Option<Described>> {
 }
 
 fn columns(db: &Database, table: &str, strict: bool) -> Result<(Vec<DescribedColumn>, Vec<usize>)> {
-    let rows: Vec<(String, String, bool, i64, i64)> = list(
+    let rows: Vec<(String, String, bool, i64, i64, bool)> = list(
         db,
-        "SELECT name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?1) ORDER BY cid",
+        "SELECT name, type, \"notnull\", pk, hidden, dflt_value IS NOT NULL FROM pragma_table_xinfo(?1) ORDER BY cid",
         table,
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?)),
+        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?)),
     )?;
     let mut key: Vec<(i64, usize)> = rows.iter().enumerate().filter(|(_, r)| r.3 > 0).map(|(i, r)| (r.3, i)).collect();
     key.sort_unstable();
     let columns = rows
         .into_iter()
-        .map(|(name, declared, not_null, _, hidden)| DescribedColumn {
+        .map(|(name, declared, not_null, _, hidden, has_default)| DescribedColumn {
             name,
             declared: Declared::new(declared, strict),
             nullable: !not_null,
             // 2: virtual, 3: stored (table_xinfo). 1 is of virtual tables only.
             generated: hidden >= 2,
+            has_default,
         })
         .collect();
     Ok((columns, key.into_iter().map(|(_, i)| i).collect()))

@@ -42,7 +42,7 @@ pub(crate) struct Shared {
 }
 
 impl Sqlite {
-    /// The file at `path`: created at first use if it is missing, in a folder that exists.
+    /// The file at `path`: created when it is first written to, if it is missing, in a folder that exists.
     pub fn open(path: impl Into<PathBuf>) -> Self {
         Self::with(Settings { path: path.into(), busy_timeout: BUSY_TIMEOUT })
     }
@@ -82,11 +82,16 @@ impl Shared {
         self.turn.lock().await
     }
 
-    /// Runs a job that only reads on the shared connection.
+    /// Runs a job that only reads on the shared connection. It does not create the file: one that is
+    /// missing is empty.
     pub(crate) async fn read<T: Send + 'static>(
         &self,
         job: impl FnOnce(&Database) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        if self.control.get().is_none() && self.settings.is_missing()? {
+            let settings = self.settings.clone();
+            return Worker::start(move || settings.connect_to_nothing()).await?.call(|db| job(db)).await;
+        }
         self.control().await?.call(|db| job(db)).await
     }
 

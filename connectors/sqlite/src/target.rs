@@ -71,6 +71,12 @@ fn described(table: Described) -> TargetTable {
     TargetTable {
         unique: unique.collect(),
         references: table.references.iter().map(|t| TableName::new("", t)).collect(),
+        required: table
+            .columns
+            .iter()
+            .filter(|c| !c.nullable && !c.generated && !c.has_default)
+            .map(|c| c.name.clone())
+            .collect(),
         warnings,
         schema: TableSchema {
             columns: table

@@ -167,6 +167,8 @@ pub(crate) fn contract(column: &Column, existing: &Column) -> Contract {
         Some(collation) if keeps_text && fidelity < Fidelity::Lossy => {
             (Fidelity::Lossy, format!("a unique key compares it by {collation}: different values count as one"))
         }
+        // Stored as in a table of our own making.
+        _ if note.is_empty() && fidelity < Fidelity::Lossy => (fidelity, created(&column.data_type).note),
         _ => (fidelity, note.to_owned()),
     };
     Contract::new(existing.native.clone(), fidelity).note(note)
@@ -186,8 +188,9 @@ impl Declared {
             (DataType::Int64, _) => (Exact, ""),
             (DataType::UInt64, Integer | Numeric) => (Exact, "refuses values above 9223372036854775807"),
             (DataType::UInt64, Real) => (Lossy, "a double holds whole numbers up to 2^53"),
-            (DataType::UInt64, _) => (Widening, "its digits as text"),
-            (DataType::Float32 | DataType::Float64, None) => (Exact, "NaN as the text NaN"),
+            (DataType::UInt64, _) => (Widening, "its digits"),
+            (DataType::Float32, None) => (Widening, "NaN as the text NaN"),
+            (DataType::Float64, None) => (Exact, "NaN as the text NaN"),
             (DataType::Float32 | DataType::Float64, Text) => (Widening, "its shortest exact text"),
             (DataType::Float32 | DataType::Float64, Real) => (Exact, "NaN as the text NaN; -0 as the equal 0"),
             (DataType::Float32 | DataType::Float64, Integer | Numeric) => {

@@ -54,6 +54,8 @@ pub struct TargetTable {
     pub unique: Vec<Vec<String>>,
     /// Tables that its foreign keys refer to, in the target's names.
     pub references: Vec<TableName>,
+    /// Columns that need a value from whoever writes: NOT NULL, without a default.
+    pub required: Vec<String>,
     /// What an operator should know before writing to it: triggers that will fire, `ON UPDATE` columns.
     pub warnings: Vec<String>,
 }

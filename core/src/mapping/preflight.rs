@@ -91,8 +91,13 @@ fn existing(
         }
     }
     for extra in found.schema.columns.iter().filter(|c| table.index_of(&c.name).is_none()) {
-        if !extra.nullable && !extra.generated {
-            report.notes.push(format!("{} is NOT NULL and not sent by the source: it needs a default", extra.name));
+        if found.required.contains(&extra.name) {
+            let problem = "is NOT NULL without a default, and the source does not send it";
+            report.problem(
+                format!("{}.{}", found.schema.name, extra.name),
+                problem,
+                "give it a default, or allow NULL",
+            );
         }
     }
     check_key(report, table, found);

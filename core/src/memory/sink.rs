@@ -251,6 +251,7 @@ impl TargetSchema for MemorySink {
             schema: TableSchema::clone(schema),
             unique: Vec::new(),
             references: Vec::new(),
+            required: Vec::new(),
             warnings: Vec::new(),
         }))
     }

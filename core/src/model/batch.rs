@@ -472,6 +472,20 @@ impl BatchBuilder {
         }
     }
 
+    /// As [`BatchBuilder::new`], with room for as much as `last` holds: for a reader under load, whose
+    /// batches are alike. Growing step by step costs it a fifth of its time.
+    pub fn new_like(partition: PartitionId, last: &Self) -> Self {
+        let mut new = Self::new(partition);
+        // Rows differ a little: a batch that is slightly larger than the last must not grow by doubling.
+        let room = |used: usize| used + used / 16;
+        new.data.records.reserve_exact(room(last.data.records.len()));
+        new.data.cells.reserve_exact(room(last.data.cells.len()));
+        new.data.text.reserve_exact(room(last.data.text.len()));
+        new.data.bytes.reserve_exact(room(last.data.bytes.len()));
+        new.data.pieces.reserve_exact(room(last.data.pieces.len()));
+        new
+    }
+
     /// The index of this schema, added if it is new. Compared by pointer: keep one `Arc` per version.
     pub fn schema(&mut self, schema: &Arc<TableSchema>) -> usize {
         match self.schemas.iter().rposition(|s| Arc::ptr_eq(s, schema)) {

@@ -164,6 +164,10 @@ pub struct SnapshotProgress {
     /// is done again whole, under a later point.
     #[serde(default, with = "as_list")]
     pub tables: BTreeMap<TableName, TableSnapshot>,
+    /// No copy was asked for when the pipeline began: the target held the rows already. Tables that
+    /// are published later are not copied either.
+    #[serde(default)]
+    pub skipped: bool,
 }
 
 /// How far the snapshot of a table is.

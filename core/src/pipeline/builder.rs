@@ -11,7 +11,7 @@ use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
-use crate::runtime::{Transforms, supervise};
+use crate::runtime::{Transforms, merge_progress, supervise, transformed};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -81,10 +81,13 @@ impl Pipeline {
     /// one. What does not fit between source and target is in the result.
     pub async fn check(&self) -> Result<Preflight> {
         let spec = &self.spec;
-        let stored = spec.checkpointer.load(&spec.name).await?.map(|(_, checkpoint)| checkpoint);
+        let mut stored = spec.checkpointer.load(&spec.name).await?.map(|(_, checkpoint)| checkpoint);
+        if let (Some(checkpoint), Some(store)) = (&mut stored, spec.sink.progress()) {
+            merge_progress(checkpoint, &store.read(&spec.name).await?, spec.lanes());
+        }
         let resume = stored.as_ref().filter(|c| !c.identity.0.is_empty());
         let source_statements = spec.source.check(resume).await?;
-        let tables = crate::runtime::transformed(spec.source.tables().await?, &self.transforms)?;
+        let tables = transformed(spec.source.tables().await?, &self.transforms)?;
         let targets: Vec<_> = tables.into_iter().map(|(_, target)| target).collect();
         let found = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         Ok(Preflight { source_statements, ..found })

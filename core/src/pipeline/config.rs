@@ -165,12 +165,14 @@ impl PipelineSection {
     pub fn order(&self) -> Result<Order> {
         let not_with = |key: &str, which: &str| Err(Error::config(key, which));
         match self.order {
-            OrderName::Transaction | OrderName::Arrival if self.lanes.is_some_and(|n| n != 1) => {
-                not_with("pipeline.lanes", "the orders transaction and arrival have one lane (leave it out, or set order = \"key\")")
-            }
-            OrderName::Transaction | OrderName::Arrival | OrderName::Key if self.window_seconds.is_some() => {
-                not_with("pipeline.window_seconds", "only the order window has it (leave it out, or set order = \"window\")")
-            }
+            OrderName::Transaction | OrderName::Arrival if self.lanes.is_some_and(|n| n != 1) => not_with(
+                "pipeline.lanes",
+                "the orders transaction and arrival have one lane (leave it out, or set order = \"key\")",
+            ),
+            OrderName::Transaction | OrderName::Arrival | OrderName::Key if self.window_seconds.is_some() => not_with(
+                "pipeline.window_seconds",
+                "only the order window has it (leave it out, or set order = \"window\")",
+            ),
             OrderName::Transaction => Ok(Order::Transaction),
             OrderName::Arrival => Ok(Order::Arrival),
             OrderName::Key => Ok(Order::Key { lanes: self.lanes.unwrap_or(4) }),

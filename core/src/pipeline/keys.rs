@@ -88,7 +88,7 @@ fn in_words(expected: &str) -> &str {
 
 fn unknown(section: &str, key: &str, known: &[&str]) -> Error {
     let error = Error::config(dotted(section, key), "is not a key that is known here");
-    let near = known.iter().map(|k| (distance(key, k), k)).filter(|(d, k)| *d <= 1 + k.len() / 4).min();
+    let near = known.iter().map(|k| (distance(key, k), k)).filter(|(d, k)| *d <= 1 + k.len() / 3).min();
     match near {
         Some((_, near)) => error.hint(format!("did you mean {near}?")),
         None if known.is_empty() => error.hint("it takes none"),
@@ -149,7 +149,10 @@ mod tests {
     fn the_key_and_the_fix_are_named_and_no_value() {
         for (text, message) in [
             ("", "source.url: is missing"),
-            ("url = 'x'\npasword = 'hunter2'", "source.pasword: is not a key that is known here (did you mean password?)"),
+            (
+                "url = 'x'\npasword = 'hunter2'",
+                "source.pasword: is not a key that is known here (did you mean password?)",
+            ),
             ("url = 'x'\npassword = 4711", "source.password: must be text"),
             ("url = 'x'\npassword = ['hunter2']", "source.password: must be text"),
             ("url = 'x'\npolicy = 'hunter2'", "source.policy: must be stop or go_on"),

@@ -1,6 +1,6 @@
 //! What a pipeline tells of itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -11,7 +11,8 @@ use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Checkpoint, Counters, PartitionId, Position, Progress, SnapshotPhase, SnapshotProgress, SourceIdentity, Timestamp,
+    Checkpoint, Counters, PartitionId, Position, Progress, SnapshotPhase, SnapshotProgress, SourceIdentity, TableName,
+    Timestamp,
 };
 use crate::sink::Sink;
 use crate::source::{RetentionLeft, Source};
@@ -134,6 +135,8 @@ struct State {
     snapshot: Option<SnapshotState>,
     last_error: Option<(ErrorKind, String)>,
     failures: u32,
+    /// Tables that appeared in the stream and were not there when the run began.
+    new_tables: HashSet<TableName>,
 }
 
 /// What is durable in the target.
@@ -144,6 +147,11 @@ pub(crate) struct Watermark {
 }
 
 impl Shared {
+    /// Whether this table has not been asked about since the pipeline was started.
+    pub(crate) fn first_sight(&self, table: &TableName) -> bool {
+        self.with(|s| s.new_tables.insert(table.clone()))
+    }
+
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::default(),

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
-pub(crate) use session::transformed;
+pub(crate) use session::{merge_progress, transformed};
 
 use crate::error::{Error, Result};
 use crate::pipeline::{Phase, Shared, SnapshotMode, Spec};

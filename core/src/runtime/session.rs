@@ -175,7 +175,7 @@ fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool 
 }
 
 /// Moves the checkpoint's positions up to what all lanes have committed.
-fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32) {
+pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32) {
     let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
     let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
     let Some(first) = active.first() else { return };

@@ -19,15 +19,19 @@ use crate::pipeline::{Phase, Shared, SnapshotMode};
 use crate::sink::{LanePurpose, SinkWriter};
 use crate::source::{ChangeReader, Chunk, Next, Snapshot};
 
-/// Copies every table that is not copied yet. Returns false if it was stopped before it was done.
+/// Copies every table that is not copied yet, also one that was published after the others were
+/// copied: the stream has only its later changes. Returns false if it was stopped before it was done.
 pub(crate) async fn copy(session: &mut Session, shared: &Shared, stop: &CancellationToken) -> Result<bool> {
-    if session.keeper.checkpoint.snapshot.phase == SnapshotPhase::Done {
+    let spec = Arc::clone(&session.spec);
+    if session.keeper.checkpoint.snapshot.phase == SnapshotPhase::Done
+        && (!copies(session) || unfinished(session).is_empty())
+    {
         return Ok(true);
     }
-    let spec = Arc::clone(&session.spec);
     let snapshotter = match (spec.snapshot, spec.source.snapshotter()) {
         (SnapshotMode::Never, _) => {
             session.keeper.checkpoint.snapshot.phase = SnapshotPhase::Done;
+            session.keeper.checkpoint.snapshot.skipped = true;
             session.keeper.save().await?;
             return Ok(true);
         }
@@ -52,6 +56,11 @@ pub(crate) async fn copy(session: &mut Session, shared: &Shared, stop: &Cancella
     session.keeper.checkpoint.snapshot.phase = SnapshotPhase::Done;
     session.keeper.save().await?;
     Ok(true)
+}
+
+/// Whether this pipeline copies tables: also those that are published while it runs.
+pub(crate) fn copies(session: &Session) -> bool {
+    session.spec.snapshot != SnapshotMode::Never && !session.keeper.checkpoint.snapshot.skipped
 }
 
 fn unfinished(session: &Session) -> Vec<TableSchema> {
@@ -84,7 +93,10 @@ async fn prepare_targets(session: &mut Session) -> Result<()> {
 async fn require_empty(target: &dyn TargetSchema, table: &TableSchema) -> Result<()> {
     if target.describe(&table.name).await?.is_some() && !target.is_empty(&table.name).await? {
         return Err(Error::config("source.snapshot", format!("the target table {} already has rows", table.name))
-            .hint("empty it, or set snapshot = \"never\" if both sides are equal already"));
+            .hint(
+                "this pipeline has not copied it: empty it, or set snapshot = \"never\" if it holds the source's rows \
+                 already",
+            ));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The heart of a run: read, order, apply, commit, until it is stopped or something fails.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use super::lineage::Lineage;
 use super::reader::{ReaderTask, Reading};
 use super::saver::{SaveTask, Saver};
 use super::session::Session;
+use super::snapshot::copies;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, Counters, PartitionId, Position, Progress, Unit, UnitId};
+use crate::model::{BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Unit, UnitId};
 use crate::orderer::Orderer;
 use crate::pipeline::{Phase, Shared};
 use crate::sink::LanePurpose;
@@ -47,6 +48,9 @@ struct Coordinator {
     parts: Counters,
     letters: Arc<super::letters::Letters>,
     snapshot: crate::model::SnapshotProgress,
+    /// The tables, in the target's names, that were there when the run began and are copied: one
+    /// that is published later has to be. `None`: this pipeline copies none.
+    copied: Option<HashSet<TableName>>,
     stop_deadline: Duration,
     orderer: Box<dyn Orderer>,
     batches: Batches,
@@ -118,6 +122,7 @@ impl Coordinator {
             lane_tasks.spawn(task.run());
             lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0 });
         }
+        let copied = copies(&session).then(|| session.tables.iter().map(|(_, target)| target.name.clone()).collect());
         let mut checkpoint = session.keeper.checkpoint.clone();
         let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
         let transforms = session.transforms.clone();
@@ -128,6 +133,7 @@ impl Coordinator {
             parts: Counters::default(),
             letters: session.letters,
             snapshot: checkpoint.snapshot,
+            copied,
             stop_deadline: spec.stop_deadline,
             orderer,
             batches: Batches::new(budget.clone()),
@@ -195,6 +201,7 @@ impl Coordinator {
     fn on_reading(&mut self, reading: Reading) -> Result<()> {
         match reading {
             Reading::Batch(batch, permit) => {
+                self.stop_at_new_table(&batch)?;
                 let batch = Arc::new(batch);
                 self.lineage.received(batch.partition(), batch.end());
                 self.shared.heard(batch.lag_bytes());
@@ -218,6 +225,16 @@ impl Coordinator {
             }
         }
         Ok(())
+    }
+
+    /// A table that was published while this run goes on may hold rows that no stream will ever
+    /// bring: begin again, which copies it first. Once: a table that is gone by then needs no copy.
+    fn stop_at_new_table(&self, batch: &ChangeBatch) -> Result<()> {
+        let Some(copied) = &self.copied else { return Ok(()) };
+        match batch.schemas().iter().find(|s| !copied.contains(&s.name) && self.shared.first_sight(&s.name)) {
+            Some(new) => Err(Error::transient(format!("the table {} is new: it is copied first", new.name))),
+            None => Ok(()),
+        }
     }
 
     fn on_applied(&mut self, applied: Applied) -> Result<()> {

@@ -11,6 +11,7 @@ use super::values::Kind;
 use crate::pipelines::Tested;
 
 const BEGIN: &str = "<!-- contract:begin -->";
+const SIDES: [&str; 3] = ["PostgreSQL", "MySQL", "SQLite"];
 const END: &str = "<!-- contract:end -->";
 
 /// For each target, what its preflight said of each table's first own column, by the table's name.
@@ -22,22 +23,31 @@ pub(super) fn of(preflight: &Preflight) -> BTreeMap<String, ColumnReport> {
     tables.filter_map(|t| Some((t.source.name.clone(), t.columns.iter().find(|c| c.name == "v")?.clone()))).collect()
 }
 
-/// The table in Markdown. A type has a second line where a key of it is stored otherwise.
+/// The table in Markdown: types of one fate share a line, and have a second one where a key is stored
+/// otherwise. Types that not every server has are left out.
 pub(super) fn table(kinds: &[Kind], said: &Said) -> String {
-    let sides = ["PostgreSQL", "MySQL", "SQLite"];
-    let mut text = format!("{BEGIN}\n| source type | {} |\n|---|---|---|---|\n", sides.join(" | "));
     let cells = |table: &str| -> Vec<String> {
-        sides.iter().map(|side| said.get(side).and_then(|s| s.get(table)).map_or_else(String::new, cell)).collect()
+        SIDES.iter().map(|side| said.get(side).and_then(|s| s.get(table)).map_or_else(String::new, cell)).collect()
     };
-    for (n, kind) in kinds.iter().enumerate() {
-        let plain = cells(&format!("t{n}"));
-        text.push_str(&format!("| `{}` | {} |\n", kind.label(), plain.join(" | ")));
-        if kind.key {
-            let key = cells(&format!("k{n}"));
-            if key != plain {
-                text.push_str(&format!("| `{}` as a key | {} |\n", kind.label(), key.join(" | ")));
-            }
+    let mut lines: Vec<(&str, Vec<String>, Vec<String>)> = Vec::new();
+    let mut add = |what: &'static str, kind: &Kind, cells: Vec<String>| {
+        let label = format!("`{}`", kind.label());
+        match lines.iter_mut().find(|(w, _, c)| *w == what && *c == cells) {
+            Some((_, labels, _)) => labels.push(label),
+            None => lines.push((what, vec![label], cells)),
         }
+    };
+    for (n, kind) in kinds.iter().enumerate().filter(|(_, kind)| !kind.optional) {
+        let plain = cells(&format!("t{n}"));
+        let key = cells(&format!("k{n}"));
+        add("", kind, plain.clone());
+        if kind.key && key != plain {
+            add("a key of ", kind, key);
+        }
+    }
+    let mut text = format!("{BEGIN}\n| source type | {} |\n|---|---|---|---|\n", SIDES.join(" | "));
+    for (what, labels, cells) in lines {
+        text.push_str(&format!("| {what}{} | {} |\n", labels.join(", "), cells.join(" | ")));
     }
     text.push_str(END);
     text
@@ -46,7 +56,23 @@ pub(super) fn table(kinds: &[Kind], said: &Said) -> String {
 fn cell(column: &ColumnReport) -> String {
     let fidelity = column.fidelity.map_or_else(|| "not written".to_owned(), |f| f.to_string());
     let note = if column.note.is_empty() { String::new() } else { format!("; {}", column.note.replace('|', "\\|")) };
-    format!("`{}`: {fidelity}{note}", column.target_type)
+    let same = column.source_type == column.target_type;
+    let native = if same { "the same".to_owned() } else { format!("`{}`", column.target_type) };
+    format!("{native}: {fidelity}{note}")
+}
+
+/// What is said of the tables once they are there is what was said when they were planned: a restart
+/// meets the same contract.
+pub(super) fn same(planned: &BTreeMap<String, ColumnReport>, there: &Preflight) -> Tested {
+    let there = of(there);
+    let differ = planned.iter().filter_map(|(table, plan)| {
+        let now = there.get(table)?;
+        let same = (now.fidelity, &now.note) == (plan.fidelity, &plan.note);
+        (!same).then(|| format!("{table}: planned {plan:?}, found {now:?}"))
+    });
+    let differ: Vec<String> = differ.collect();
+    assert_eq!(planned.len(), there.len());
+    if differ.is_empty() { Ok(()) } else { Err(differ.join("\n").into()) }
 }
 
 /// Compares it with the table that people read, or writes that anew if `UPDATE_CONTRACT` is set.

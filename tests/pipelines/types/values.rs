@@ -10,10 +10,18 @@ pub(super) struct Kind {
     pub(super) refused: Vec<String>,
     /// Whether it can be a primary key.
     pub(super) key: bool,
+    /// Whether some servers do not have it.
+    pub(super) optional: bool,
 }
 
 fn kind(native: &'static str, values: &[&str]) -> Kind {
-    Kind { native, values: values.iter().map(|v| (*v).to_owned()).collect(), refused: Vec::new(), key: true }
+    Kind {
+        native,
+        values: values.iter().map(|v| (*v).to_owned()).collect(),
+        refused: Vec::new(),
+        key: true,
+        optional: false,
+    }
 }
 
 impl Kind {
@@ -50,6 +58,8 @@ impl Kind {
             "public.mood" => "enum",
             "public.price" => "domain over numeric(8,3)",
             "public.pair" => "composite",
+            "public.mood[]" => "enum[]",
+            "public.price[]" => "domain[]",
             "public.pair[]" => "composite[]",
             native => native,
         }

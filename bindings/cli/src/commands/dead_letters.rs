@@ -5,6 +5,7 @@ use std::path::Path;
 use anabranch::{DeadLetter, Error, LetterClass, LetterState, Result};
 use clap::Subcommand;
 
+use crate::say::say;
 use crate::{exit, load};
 
 /// What to do with dead letters.
@@ -52,20 +53,20 @@ pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
         Action::List { json, limit } => {
             let letters = store.list(&name, &[LetterState::Open, LetterState::Held], None, limit).await?;
             for letter in &letters {
-                if json { println!("{}", as_json(letter, false)?) } else { print_line(letter) }
+                if json { say(format_args!("{}", as_json(letter, false)?)) } else { print_line(letter) }
             }
             if letters.is_empty() && !json {
-                println!("no dead letters are open");
+                say("no dead letters are open");
             }
         }
-        Action::Show { id } => println!("{}", as_json(&find(&id).await?, true)?),
+        Action::Show { id } => say(format_args!("{}", as_json(&find(&id).await?, true)?)),
         Action::Retry { ids } => {
             for id in ids {
                 let mut letter = find(&id).await?;
                 letter.class = LetterClass::Retry;
                 letter.attempts = 0;
                 store.put(&name, &[letter]).await?;
-                println!("{id}: will be tried again");
+                say(format_args!("{id}: will be tried again"));
             }
         }
         Action::Skip { ids } => {
@@ -74,7 +75,7 @@ pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
                 letter.state = LetterState::Skipped;
                 letter.class = LetterClass::Skip;
                 store.put(&name, &[letter]).await?;
-                println!("{id}: skipped");
+                say(format_args!("{id}: skipped"));
             }
         }
     }
@@ -87,8 +88,8 @@ fn as_json(letter: &DeadLetter, pretty: bool) -> Result<String> {
 }
 
 fn print_line(letter: &DeadLetter) {
-    println!(
+    say(format_args!(
         "{}  {:?} {:?}  {:?} on {}  tried {} times: {}",
         letter.id, letter.state, letter.class, letter.op, letter.schema.name, letter.attempts, letter.reason
-    );
+    ));
 }

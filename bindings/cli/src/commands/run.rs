@@ -6,6 +6,7 @@ use anabranch::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::progress::Progress;
+use crate::say::say;
 use crate::{exit, load};
 
 /// Runs until stopped, drained or failed.
@@ -65,7 +66,9 @@ pub(crate) async fn run(file: &Path, until_drained: bool) -> Result<u8> {
             );
             code = exit::OPERATOR;
         }
-        Ok(Some(_)) => println!("drained: everything committed before the start of the drain is in the target"),
+        Ok(Some(_)) => {
+            say(format_args!("drained: everything committed before the start of the drain is in the target"))
+        }
         Ok(None) => {}
         // Asked to stop while it waited for the drain: an orderly end too.
         Err(_) if stopping => {}

@@ -5,6 +5,7 @@ use std::path::Path;
 use anabranch::pipeline::Status;
 use anabranch::{Error, Result};
 
+use crate::say::say;
 use crate::{exit, load, progress};
 
 /// Prints what the stores tell.
@@ -15,7 +16,7 @@ pub(crate) async fn status(file: &Path, json: bool) -> Result<u8> {
     };
     if json {
         let text = serde_json::to_string_pretty(&status).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
-        println!("{text}");
+        say(format_args!("{text}"));
     } else {
         print(&status);
     }
@@ -24,25 +25,25 @@ pub(crate) async fn status(file: &Path, json: bool) -> Result<u8> {
 
 fn print(s: &Status) {
     let none = || "unknown".to_owned();
-    println!("pipeline      {}", s.pipeline);
-    println!("phase         {} (as stored; a running process knows better)", progress::phase(s.phase));
-    println!("safe time     {}", s.safe_time.map_or_else(none, |t| t.to_string()));
-    println!("lag           {}", s.lag_seconds.map_or_else(none, |l| format!("{l:.1} s")));
+    say(format_args!("pipeline      {}", s.pipeline));
+    say(format_args!("phase         {} (as stored; a running process knows better)", progress::phase(s.phase)));
+    say(format_args!("safe time     {}", s.safe_time.map_or_else(none, |t| t.to_string())));
+    say(format_args!("lag           {}", s.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"))));
     if let Some(snapshot) = &s.snapshot {
-        println!(
+        say(format_args!(
             "snapshot      {} rows, {}/{} tables{}",
             snapshot.rows,
             snapshot.tables_done,
             snapshot.tables,
             if snapshot.done { ", done" } else { "" }
-        );
+        ));
     }
-    println!("changes       {} in {} transactions", s.counters.changes, s.counters.transactions);
-    println!("dead letters  {} open", s.dead_letters_open);
+    say(format_args!("changes       {} in {} transactions", s.counters.changes, s.counters.transactions));
+    say(format_args!("dead letters  {} open", s.dead_letters_open));
     for (id, partition) in &s.partitions {
-        println!("position      {id} at {}", partition.position);
+        say(format_args!("position      {id} at {}", partition.position));
     }
     for (key, value) in &s.identity.0 {
-        println!("source        {key} {value}");
+        say(format_args!("source        {key} {value}"));
     }
 }

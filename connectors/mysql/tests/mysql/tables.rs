@@ -1,6 +1,7 @@
 //! Tables are described, created, checked.
 
-use anabranch_core::{DataType as T, ErrorKind, Sink, TableName, Value};
+use anabranch_core::memory::MemorySource;
+use anabranch_core::{DataType as T, ErrorKind, Pipeline, Sink, TableName, TableSchema, Value};
 
 use crate::server::{Do, Maker, TEXT, database, keyed, table};
 use crate::{row, server};
@@ -180,4 +181,16 @@ async fn tls_is_checked() {
     describe(db.sink().tls(Tls::Insecure)).await.expect("anyone");
     let error = describe(db.sink().tls(Tls::Verify)).await.expect_err("nobody's certificate");
     assert_eq!(error.kind(), ErrorKind::Config, "{}", error.report());
+}
+
+#[tokio::test]
+async fn a_check_makes_no_table() {
+    let mut db = database(server!()).await;
+    let source = MemorySource::new("db").table(TableSchema::clone(&keyed("t", &[("id", T::Int64)], &[0])));
+    let builder = Pipeline::builder("check").source(source).sink(db.sink()).create_tables(true);
+    let pipeline = builder.build().expect("a pipeline");
+    let checked = pipeline.check().await.expect("check");
+    assert!(checked.tables[0].create.is_some(), "{checked}");
+    assert!(pipeline.stored_status().await.expect("status").is_none());
+    assert_eq!(db.lines("SHOW TABLES").await, Vec::<String>::new());
 }

@@ -177,7 +177,12 @@ impl Assembler {
 
     /// Cuts the batch: what there is so far, or a heartbeat.
     pub(crate) fn take(&mut self, safe_time: Option<Timestamp>, lag: Option<u64>) -> Result<ChangeBatch> {
-        let next = BatchBuilder::new(self.output.partition.clone());
+        let partition = self.output.partition.clone();
+        // A full batch is probably followed by another one. Not so one with an extraordinarily large row.
+        let next = match self.is_full() && self.output.batch.size() < 2 * BATCH_BYTES {
+            true => BatchBuilder::new_like(partition, &self.output.batch),
+            false => BatchBuilder::new(partition),
+        };
         let mut batch = std::mem::replace(&mut self.output.batch, next);
         self.output.generation += 1;
         if let Some(lag) = lag {

@@ -26,12 +26,23 @@ struct Plan {
     publication: Option<String>,
     /// Creates the slot: a command of the replication protocol.
     slot: Option<String>,
+    /// The server's process that reads the slot now.
+    read_by: Option<i32>,
+}
+
+/// Checks `source.tables` as far as it can be without a connection.
+pub(crate) fn check_table_names(tables: &[String]) -> Result<()> {
+    publication::check_names(tables)
 }
 
 /// See [`anabranch_core::Source::prepare`].
 pub(crate) async fn prepare(source: &Postgres, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
     let mut connection = Connection::open(source.session()?.endpoint(), "anabranch setup").await?;
     let plan = plan(source, &mut connection, resume).await?;
+    if let Some(pid) = plan.read_by {
+        return Err(Error::transient(format!("the slot {} is read by the server's process {pid}", source.slot))
+            .hint("another runner has it, or one that died has not been noticed yet"));
+    }
     // The publication first: the server reads it as it was when a change was made, and a slot that
     // is older than its publication cannot be read.
     if let Some(statement) = &plan.publication {
@@ -73,8 +84,8 @@ async fn plan(source: &Postgres, connection: &mut Connection, resume: Option<&Ch
     }
     let publication = publication::plan(source, &client).await?;
     publication::check_tables(source, &client, reached.is_none()).await?;
-    let slot = plan_slot(source, &client, reached).await?;
-    Ok(Plan { identity, publication, slot })
+    let (slot, read_by) = plan_slot(source, &client, reached).await?;
+    Ok(Plan { identity, publication, slot, read_by })
 }
 
 /// The place that the pipeline has applied everything through; `None` before it has applied anything.
@@ -217,17 +228,16 @@ fn fork_of(history: &str, timeline: u32) -> Option<Lsn> {
     })
 }
 
-/// The command that creates the slot, if it is missing.
-async fn plan_slot(source: &Postgres, client: &Client, reached: Option<Lsn>) -> Result<Option<String>> {
+/// The command that creates the slot, if it is missing; else who reads it.
+async fn plan_slot(source: &Postgres, client: &Client, reached: Option<Lsn>) -> Result<(Option<String>, Option<i32>)> {
     let name = &source.slot;
     if let Some(slot) = slot::read(client, name).await? {
         slot.check(source.session()?.endpoint().database())?;
-        slot.check_reaches(reached)?;
-        return match slot.active_pid {
-            Some(pid) => Err(Error::transient(format!("the slot {name} is read by the server's process {pid}"))
-                .hint("another runner has it, or one that died has not been noticed yet")),
-            None => Ok(None),
-        };
+        if slot.active_pid.is_none() {
+            // While it is read it moves, and what was reached is known too late to be compared.
+            slot.check_reaches(reached)?;
+        }
+        return Ok((None, slot.active_pid));
     }
     // A slot that is created now begins now: what was committed since would be skipped silently.
     if reached.is_some() || !source.create {
@@ -241,7 +251,9 @@ async fn plan_slot(source: &Postgres, client: &Client, reached: Option<Lsn>) -> 
         (false, _) => "",
     };
     slot::check_free(client).await?;
-    Ok(Some(format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})", sql::ident(name))))
+    let create =
+        format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})", sql::ident(name));
+    Ok((Some(create), None))
 }
 
 async fn create_slot(name: &str, connection: &mut Connection, command: &str) -> Result<()> {

@@ -140,6 +140,11 @@ fn table_name(text: &str) -> Result<TableName> {
     }
 }
 
+/// Whether each of these is the name of a table.
+pub(crate) fn check_names(tables: &[String]) -> Result<()> {
+    tables.iter().try_for_each(|t| table_name(t).map(drop))
+}
+
 fn statement(source: &Postgres) -> Result<String> {
     let name = sql::ident(&source.publication);
     if source.tables.is_empty() {

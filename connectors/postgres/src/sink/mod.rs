@@ -23,6 +23,7 @@ mod params;
 mod plan;
 mod progress;
 mod replace;
+mod rights;
 mod session;
 mod table;
 mod target;

@@ -76,7 +76,7 @@ impl Plan {
         let sent: Vec<usize> = columns.iter().flatten().copied().collect();
         let mut extra = Vec::new();
         for (i, column) in target.columns.iter().enumerate().filter(|(i, c)| !sent.contains(i) && !c.generated) {
-            if column.not_null && !column.has_default && column.identity.is_none() {
+            if column.is_required() {
                 return Err(Error::config(
                     format!("column {} of target table {name}", column.name),
                     format!("is NOT NULL without a default, and source table {} has no such column", source.name),

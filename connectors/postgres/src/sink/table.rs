@@ -45,6 +45,13 @@ pub(crate) struct TargetColumn {
     pub(crate) encoding: Encoding,
 }
 
+impl TargetColumn {
+    /// Whether a row cannot be inserted without a value for it.
+    pub(crate) fn is_required(&self) -> bool {
+        self.not_null && !self.has_default && !self.generated && self.identity.is_none()
+    }
+}
+
 /// How an identity column gives out values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Identity {

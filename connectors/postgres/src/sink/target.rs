@@ -11,6 +11,7 @@ use tokio_postgres::error::SqlState;
 
 use super::Shared;
 use super::contract::contract;
+use super::rights;
 use super::session::Session;
 use super::table::{self, Identity, Table};
 use crate::error::classify;
@@ -54,7 +55,11 @@ impl TargetSchema for Target {
     async fn describe(&self, name: &TableName) -> Result<Option<TargetTable>> {
         let session = self.session().await?;
         let (client, replica) = client(&session)?;
+        self.shared.store.check_rights(client).await?;
         let found = table::read_qualified(client, name).await?;
+        if let Some(table) = &found {
+            rights::check(client, self.shared.store.key(), table).await?;
+        }
         Ok(found.map(|t| described(&t, replica)))
     }
 
@@ -138,6 +143,7 @@ fn described(table: &Table, replica: bool) -> TargetTable {
         schema: TableSchema { name: table.name.clone(), columns, key },
         unique: table.unique.iter().filter(|u| !u.primary).map(|u| u.columns.clone()).collect(),
         references: table.references.iter().map(|(_, name)| name.clone()).collect(),
+        required: table.columns.iter().filter(|c| c.is_required()).map(|c| c.name.clone()).collect(),
     }
 }
 

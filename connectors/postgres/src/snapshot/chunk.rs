@@ -88,7 +88,11 @@ impl ChunkReader {
     }
 
     fn take(&mut self, last: bool) -> Result<ChangeBatch> {
-        let next = BatchBuilder::new(self.partition.clone());
+        // Not after an extraordinarily large row.
+        let next = match !last && self.batch.size() < 2 * BATCH_BYTES {
+            true => BatchBuilder::new_like(self.partition.clone(), &self.batch),
+            false => BatchBuilder::new(self.partition.clone()),
+        };
         let mut batch = std::mem::replace(&mut self.batch, next);
         let end = if last {
             let end = Position::new(Rank::of_end(&RANK), Bytes::new());

@@ -41,7 +41,7 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Connected> {
             Ok(Ok(connected)) => return Ok(connected),
             Ok(Err(e)) => failure = Some(e),
             Err(_) => {
-                failure = Some(Error::transient(format!("cannot connect to {endpoint}: no answer in {limit:?}")));
+                failure = Some(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting())));
             }
         }
     }
@@ -50,13 +50,13 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Connected> {
 
 async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, at: usize) -> Result<Connected> {
     let port = port(endpoint.config().get_ports(), at);
-    let what = format!("cannot connect to {endpoint}");
+    let what = endpoint.connecting();
     let name = match host {
         Some(Host::Unix(folder)) => {
             let path = folder.join(format!(".s.PGSQL.{port}"));
             let stream = UnixStream::connect(&path)
                 .await
-                .map_err(|e| socket(e, &format!("cannot connect to {}", path.display())))?;
+                .map_err(|e| socket(e, &format!("{} ({})", endpoint.connecting(), path.display())))?;
             return Ok(Connected { stream: Box::new(stream), encrypted: false });
         }
         Some(Host::Tcp(name)) => name.clone(),

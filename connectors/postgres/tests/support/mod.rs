@@ -35,6 +35,11 @@ impl PgServer {
         format!("postgresql://{user}@127.0.0.1:{}/postgres", self.port())
     }
 
+    /// This database as `postgres`.
+    pub(crate) fn database(&self, name: &str) -> String {
+        self.0.url(name)
+    }
+
     /// The same as `postgres` over the Unix socket.
     pub(crate) fn socket_url(&self) -> String {
         let folder = self.socket_dir().display().to_string().replace('/', "%2F");

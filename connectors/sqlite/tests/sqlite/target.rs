@@ -1,7 +1,9 @@
 //! Describing, creating and emptying tables.
 
 use anabranch_core::mapping::preflight::{LossyConsent, preflight};
-use anabranch_core::{Column, DataType, ErrorKind, Fidelity, TableName, TargetSchema};
+use anabranch_core::memory::MemorySource;
+use anabranch_core::{Column, DataType, ErrorKind, Fidelity, Pipeline, TableName, TableSchema, TargetSchema};
+use anabranch_sqlite::Sqlite;
 
 use crate::support::*;
 
@@ -124,4 +126,27 @@ async fn preflight_over_real_tables() {
     let again = preflight(&tables, &target.sqlite, &consent, false).await.unwrap();
     again.verdict().unwrap();
     assert!(again.tables.iter().all(|t| t.exists));
+}
+
+#[tokio::test]
+async fn a_check_makes_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("replica.db");
+    let source = MemorySource::new("db").table(TableSchema::clone(&items()));
+    let pipeline = |path: &std::path::Path| {
+        let builder = Pipeline::builder("check").source(source.clone()).sink(Sqlite::open(path));
+        builder.create_tables(true).build().unwrap()
+    };
+    let checked = pipeline(&path).check().await.unwrap();
+    assert!(checked.tables[0].create.is_some() && checked.verdict().is_ok(), "{checked}");
+    assert!(pipeline(&path).stored_status().await.unwrap().is_none());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    let error = pipeline(&folder.path().join("missing/replica.db")).check().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+
+    // The same handle finds what was made after it had looked.
+    let sink = Sqlite::open(&path);
+    assert!(sink.describe(&items().name).await.unwrap().is_none());
+    sink.create(&items()).await.unwrap();
+    assert!(sink.describe(&items().name).await.unwrap().is_some());
 }

@@ -1,0 +1,10 @@
+//! Prints results. A reader that has seen enough (`| head`) is no error.
+
+use std::fmt::Display;
+use std::io::Write;
+
+/// One line on the standard output.
+pub(crate) fn say(line: impl Display) {
+    // A full disk or a closed pipe: there is nobody to tell.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
