@@ -40,10 +40,11 @@ pub(crate) fn run() -> Result<()> {
     let streamed = ("postgres_streamed", "anabranch -> PostgreSQL, streamed");
     for (slot, name) in [("postgres", "anabranch -> PostgreSQL"), streamed] {
         if wanted(slot) {
-            prepare(&target, slot)?;
-            let sink = format!("type = \"postgres\"\nurl = \"{}\"", target.url(slot));
+            let db = format!("ours_{slot}");
+            prepare(&target, &db)?;
+            let sink = format!("type = \"postgres\"\nurl = \"{}\"", target.url(&db));
             ours(&source, &mut report, slot, name, &sink, rows)?;
-            let there = target.value(slot, "SELECT count(*) FROM bench")?;
+            let there = target.value(&db, "SELECT count(*) FROM bench")?;
             assert_eq!(there, Some(rows.to_string()), "rows in the target");
         }
     }
