@@ -81,8 +81,9 @@ async fn pipeline(config: &str) -> Result<()> {
 /// A configuration: `source` and `sink` are further lines of their sections.
 pub(crate) fn config(name: &str, source_url: &str, source: &str, sink: &str) -> String {
     let checkpoint = if sink.contains("\"null\"") { "[checkpoint]\ntype = \"memory\"" } else { "" };
+    let memory = std::env::var("BENCH_MEMORY_MIB").map(|mib| format!("memory_mib = {mib}\n")).unwrap_or_default();
     format!(
-        "[pipeline]\nname = \"{name}\"\n\
+        "[pipeline]\nname = \"{name}\"\n{memory}\
          [source]\ntype = \"postgres\"\nurl = \"{source_url}\"\npublication = \"bench\"\n{source}\n\
          [sink]\n{sink}\n{checkpoint}\n"
     )

@@ -19,7 +19,7 @@ pub(crate) fn run() -> Result<()> {
     eprintln!("generating a transaction of {rows} rows");
     source.create_db("bench")?;
     source.exec("bench", TABLE)?;
-    publish(&source, "bench", &["native", "null", "postgres"])?;
+    publish(&source, "bench", &["native", "null", "null_streamed", "postgres", "postgres_streamed"])?;
     source.exec("bench", &format!("INSERT INTO bench SELECT {ROW} FROM generate_series(1, {rows}) id"))?;
 
     let title = format!("One transaction of {rows} rows, {}", setting::version(&source)?);
@@ -32,21 +32,28 @@ pub(crate) fn run() -> Result<()> {
         drop_slot(&source, "native")?;
         target.exec("postgres", "DROP DATABASE bench WITH (FORCE)")?;
     }
-    if wanted("null") {
-        ours(&source, &mut report, "null", "anabranch -> null", "type = \"null\"", rows)?;
+    for (slot, name) in [("null", "anabranch -> null"), ("null_streamed", "anabranch -> null, streamed")] {
+        if wanted(slot) {
+            ours(&source, &mut report, slot, name, "type = \"null\"", rows)?;
+        }
     }
-    if wanted("postgres") {
-        prepare(&target, "ours")?;
-        let sink = format!("type = \"postgres\"\nurl = \"{}\"", target.url("ours"));
-        ours(&source, &mut report, "postgres", "anabranch -> PostgreSQL", &sink, rows)?;
-        let there = target.value("ours", "SELECT count(*) FROM bench")?;
-        assert_eq!(there, Some(rows.to_string()), "rows in the target");
+    let streamed = ("postgres_streamed", "anabranch -> PostgreSQL, streamed");
+    for (slot, name) in [("postgres", "anabranch -> PostgreSQL"), streamed] {
+        if wanted(slot) {
+            let db = format!("ours_{slot}");
+            prepare(&target, &db)?;
+            let sink = format!("type = \"postgres\"\nurl = \"{}\"", target.url(&db));
+            ours(&source, &mut report, slot, name, &sink, rows)?;
+            let there = target.value(&db, "SELECT count(*) FROM bench")?;
+            assert_eq!(there, Some(rows.to_string()), "rows in the target");
+        }
     }
     Ok(())
 }
 
 fn ours(source: &PgServer, report: &mut Report, slot: &str, name: &str, sink: &str, rows: u64) -> Result<()> {
-    let keys = format!("slot = \"{slot}\"\nsnapshot = \"never\"");
+    let streaming = slot.ends_with("streamed");
+    let keys = format!("slot = \"{slot}\"\nsnapshot = \"never\"\nstreaming = {streaming}");
     let outcome = measure(&config(slot, &source.url("bench"), &keys, sink))?.expect(rows, 0)?;
     report.add(name, outcome.took(), outcome.used);
     if outcome.used.peak_kib > MOST_KIB {

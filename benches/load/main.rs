@@ -15,7 +15,8 @@
 //! Source and targets are throwaway servers on this machine, with `fsync=off`: it measures the
 //! replication and not the disk. Each contender reads the same log through a slot of its own that
 //! was made before the load. anabranch runs in a child process, so that its CPU time and its peak
-//! memory are its own. `BENCH_ONLY` names contenders, separated by commas: `null,postgres`.
+//! memory are its own. `BENCH_ONLY` names contenders, separated by commas: `null,postgres`;
+//! `BENCH_MEMORY_MIB` sets anabranch's byte budget, where it is not the default.
 
 mod backlog;
 mod child;

@@ -64,7 +64,7 @@ pub struct PipelineSection {
     lanes: Option<u32>,
     /// Length of the windows of the order `window`. Default 10.
     window_seconds: Option<f64>,
-    /// Byte budget of changes in memory, in MiB. Default 64.
+    /// Byte budget of changes in memory, in MiB. Default 32.
     #[serde(default)]
     pub memory_mib: Option<usize>,
     /// How many chunks are copied at a time. Default 4.
