@@ -23,7 +23,7 @@ demo: setup
 test: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) build -p anabranch-cli
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 
 crash: setup
 	$(CARGO) build -p anabranch-cli
