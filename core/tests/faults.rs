@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anabranch_core::memory::{MemorySink, MemorySource, MemoryTables};
 use anabranch_core::pipeline::OnRejected;
+use anabranch_core::transform::Shard;
 use anabranch_core::{
-    Arrival, ByKey, ByTransaction, ByWindow, ErrorKind, LetterState, Order, Pipeline, Rank, Sink, UnitKind,
+    Arrival, ByKey, ByTransaction, ByWindow, ErrorKind, LetterState, Order, Pipeline, Rank, Sink, UnitKind, Value,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, FaultySource, Schedule};
 use anabranch_testkit::generator::{Generator, customers, events, lines, waits};
@@ -203,4 +204,49 @@ async fn by_default_a_refused_row_stops_the_pipeline_at_its_place() {
     let error = running.wait().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected);
     assert!(error.report().contains("public.customers"), "{}", error.report());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_row_halts_its_shard_and_the_others_go_on() {
+    let table = customers();
+    let source = MemorySource::new("db").table(table.clone());
+    let sink = MemorySink::new();
+    let schedule = Schedule::new();
+    let shard_of_name = Shard::column(["*"], "name");
+    let mut running = Pipeline::builder("shards")
+        .source(source.clone())
+        .sink(FaultySink::new(Arc::new(sink.clone()), schedule.clone()))
+        .order(ByKey::new(1))
+        .transform(shard_of_name)
+        .create_tables(true)
+        .on_rejected(OnRejected::HaltShard)
+        .build()
+        .unwrap()
+        .start()
+        .await
+        .unwrap();
+    running.drain(None).await.unwrap();
+    let insert = |id: i64, shard: &str| {
+        let row = vec![Value::Int(id), Value::from("e"), Value::from(shard), Value::Null];
+        source.transaction().insert(&table.name, row).commit().unwrap();
+    };
+    let first = schedule.calls(Call::Write) + 1;
+    let _ = schedule.clone().at(Call::Write, first, Fault::Fail(ErrorKind::Rejected));
+    insert(1, "north");
+    running.drain(None).await.unwrap();
+    for id in 2..6 {
+        insert(id, if id % 2 == 0 { "south" } else { "north" });
+    }
+    let drained = running.drain(Some(Duration::from_secs(5))).await.unwrap();
+    assert!(drained.marker_reached && !drained.drained, "{drained:?}");
+    let ids = |sink: &MemorySink| sink.rows(&table.name).len();
+    assert_eq!((ids(&sink), drained.dead_letters_open), (2, 3), "south has arrived, north is parked");
+
+    // Tried again, in order, and then the shard is open again.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    insert(7, "north");
+    let drained = running.drain(Some(Duration::from_secs(60))).await.unwrap();
+    assert!(drained.drained, "{drained:?}");
+    assert_eq!(source.tables().difference(&sink.tables()), None);
+    running.stop().await.unwrap();
 }
