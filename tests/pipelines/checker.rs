@@ -28,7 +28,9 @@ impl Native {
         // The slot is made by the server of the source itself, before it is loaded: see `source_ddl`.
         source.exec(DB, "SELECT pg_copy_logical_replication_slot('history', 'native')")?;
         let connection = format!("host=127.0.0.1 port={} user=postgres dbname={DB}", source.port());
-        let with = "WITH (copy_data = false, create_slot = false, slot_name = 'native')";
+        // A subscription commits asynchronously unless told otherwise, and then steps back when its
+        // server is killed: the checker was seen to find that.
+        let with = "WITH (copy_data = false, create_slot = false, slot_name = 'native', synchronous_commit = on)";
         let sql = format!("CREATE SUBSCRIPTION native CONNECTION '{connection}' PUBLICATION workload {with}");
         target.server.exec(DB, &sql)?;
         Ok(Some(Self { source, target: Arc::new(target) }))
