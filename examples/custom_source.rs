@@ -105,11 +105,10 @@ impl ChangeReader for CounterReader {
     /// Cancel safe: what it has given is noted only when nothing more is awaited.
     async fn next(&mut self) -> Result<Next> {
         let given = self.given;
-        match timeout(QUIET, self.ticks.wait_for(|ticks| *ticks > given)).await {
+        // More numbers, or quiet for long: then the batch is a heartbeat.
+        if let Ok(Err(_)) = timeout(QUIET, self.ticks.wait_for(|ticks| *ticks > given)).await {
             // The counter is gone: nothing will ever follow.
-            Ok(Err(_)) => return Ok(Next::Closed { children: Vec::new() }),
-            // More numbers, or quiet for long: then the batch is a heartbeat.
-            Ok(Ok(_)) | Err(_) => {}
+            return Ok(Next::Closed { children: Vec::new() });
         }
         // The time is taken before the number: what ticks later has a later time. That is the rule
         // by which the batch's safe time is safe.
