@@ -32,7 +32,6 @@ impl Session {
     pub(crate) async fn open(spec: &Arc<Spec>, transforms: &Transforms) -> Result<Self> {
         let mut keeper = Keeper::take_over(Arc::clone(&spec.checkpointer), Arc::clone(&spec.name)).await?;
         let lanes = spec.lanes();
-        check_order(spec, lanes, &keeper.checkpoint)?;
         let before = match spec.sink.progress() {
             Some(store) => store.read(&spec.name).await?,
             None => Vec::new(),
@@ -121,23 +120,6 @@ async fn take_over_target(spec: &Spec, keeper: &Keeper, lanes: u32) -> Result<Ve
     let (pipeline, checkpoint) = (Arc::clone(&spec.name), &keeper.checkpoint);
     let identity = checkpoint.identity.clone();
     store.take_over(&Claim { pipeline, epoch: checkpoint.epoch, lanes, identity }).await
-}
-
-/// The order may change only when drained; so may the number of lanes.
-fn check_order(spec: &Spec, lanes: u32, checkpoint: &Checkpoint) -> Result<()> {
-    let most = spec.sink.info().max_lanes;
-    if lanes > most {
-        return Err(Error::config(
-            "pipeline.lanes",
-            format!("is {lanes}, but {} takes {most} at most", spec.sink.info().name),
-        ));
-    }
-    let order = spec.order.name();
-    if checkpoint.order.is_empty() || checkpoint.order == order || checkpoint.partitions.is_empty() {
-        return Ok(());
-    }
-    tracing::info!(pipeline = %spec.name, from = %checkpoint.order, to = order, "the order changes");
-    Ok(())
 }
 
 /// Lanes may be added or taken away only when all of them stand at the same place.

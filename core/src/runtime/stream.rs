@@ -404,7 +404,7 @@ impl Coordinator {
             tokio::select! {
                 biased;
                 // 1. Reports first: the last ones come just before a lane ends.
-                Some(applied) = self.applied.recv() => if let Err(e) = self.on_applied_at_end(applied) {
+                Some(applied) = self.applied.recv() => if let Err(e) = self.on_applied(applied) {
                     return Some(Err(e));
                 },
                 // 2. A lane ended.
@@ -412,13 +412,6 @@ impl Coordinator {
                     return ended.map(|e| e.unwrap_or_else(|e| Err(panicked(e))));
                 }
             }
-        }
-    }
-
-    fn on_applied_at_end(&mut self, applied: Applied) -> Result<()> {
-        match applied {
-            Applied::Retried => Ok(()),
-            applied => self.on_applied(applied),
         }
     }
 }
