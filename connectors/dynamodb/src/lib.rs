@@ -1,0 +1,1 @@
+//! DynamoDB source, sink, leases and checkpointer for anabranch.

@@ -1,0 +1,1 @@
+//! Spanner source, sink and checkpointer for anabranch.
