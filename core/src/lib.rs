@@ -38,6 +38,7 @@
 //! reference source and sink, the shortest complete connectors there are.
 
 pub mod checkpointer;
+pub mod control;
 pub mod dead_letter;
 mod durable_file;
 mod error;
@@ -52,6 +53,7 @@ mod secret;
 mod sink;
 mod source;
 pub mod transform;
+mod verifier;
 
 pub use checkpointer::{Checkpointer, Saved, Version};
 pub use dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
@@ -72,3 +74,4 @@ pub use source::{
     SourceOrder, StartFrom,
 };
 pub use transform::Transform;
+pub use verifier::{MAX_KEYS, RowReader, Verifier};

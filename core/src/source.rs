@@ -11,6 +11,7 @@ use crate::model::{
     ChangeBatch, Checkpoint, Partition, PartitionId, Position, SourceIdentity, TableName, TableSchema, TableSnapshot,
     Timestamp,
 };
+use crate::verifier::Verifier;
 
 /// A database whose committed changes can be read.
 ///
@@ -61,6 +62,12 @@ pub trait Source: Debug + Send + Sync + 'static {
 
     /// Tells how long the source will keep what the pipeline still needs, if it knows.
     fn retention(&self) -> Option<&dyn Retention> {
+        None
+    }
+
+    /// Reads rows for a comparison with the target, if this source can. Without it they are read by
+    /// the [`Snapshotter`], whole tables each time.
+    fn verifier(&self) -> Option<&dyn Verifier> {
         None
     }
 

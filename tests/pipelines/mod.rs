@@ -11,5 +11,6 @@ mod runner;
 mod source;
 mod targets;
 mod types;
+mod verify;
 mod watcher;
 mod writers;

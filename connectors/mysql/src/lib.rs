@@ -38,6 +38,7 @@ mod script;
 mod sink;
 mod target;
 mod types;
+mod verify;
 mod writer;
 
 pub use config::{LocalInfile, MySqlConfig, Tls};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anabranch_core::{
     Checkpointer, DeadLetterStore, Lane, ProgressStore, Result, Secret, Sink, SinkInfo, SinkWriter, TargetSchema,
+    Verifier,
 };
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
@@ -159,6 +160,10 @@ impl Sink for MySql {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

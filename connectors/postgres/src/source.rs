@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anabranch_core::{
     ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Result, Retention, RetentionLeft,
-    Secret, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema,
+    Secret, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema, Verifier,
 };
 use async_trait::async_trait;
 
@@ -293,6 +293,10 @@ impl Source for Postgres {
     }
 
     fn retention(&self) -> Option<&dyn Retention> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 

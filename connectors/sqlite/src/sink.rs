@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anabranch_core::{
     Checkpoint, Checkpointer, DeadLetterStore, Lane, ProgressStore, Result, Saved, Sink, SinkInfo, SinkWriter,
-    TargetSchema, Version,
+    TargetSchema, Verifier, Version,
 };
 use async_trait::async_trait;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -147,6 +147,10 @@ impl Sink for Sqlite {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{OnRejected, Order, RetryLimits, RunningPipeline, Shared, SnapshotMode, Spec, Status, status};
 use crate::checkpointer::Checkpointer;
+use crate::control::verify::{TableVerified, Verified, VerifyOptions};
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
-use crate::runtime::{Transforms, merge_progress, supervise, transformed};
+use crate::runtime::{Transforms, merge_progress, supervise, transformed, verify};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -95,6 +96,20 @@ impl Pipeline {
         let targets: Vec<_> = tables.into_iter().map(|(_, target)| target).collect();
         let found = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         Ok(Preflight { source_statements, ..found })
+    }
+
+    /// Compares the rows of both sides, while a pipeline runs between them or not. See
+    /// [`control::verify`](crate::control::verify). `tell` hears of each table when it is done.
+    ///
+    /// # Errors
+    /// If a side cannot be read, or the target does not reach the source's present in
+    /// [`VerifyOptions::wait`] while rows differ. A difference is no error: it is in the result.
+    pub async fn verify(
+        &self,
+        options: &VerifyOptions,
+        tell: &mut (dyn FnMut(&TableVerified) + Send),
+    ) -> Result<Verified> {
+        verify(&self.spec, &self.transforms, options, tell).await
     }
 
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.

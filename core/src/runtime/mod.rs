@@ -15,6 +15,7 @@ mod saver;
 mod session;
 mod snapshot;
 mod stream;
+mod verify;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
+pub(crate) use verify::verify;
 
 use crate::error::{Error, Result};
 use crate::pipeline::{Phase, Shared, SnapshotMode, Spec};

@@ -21,6 +21,11 @@ impl Transforms {
         Self(Arc::new(Mutex::new(transforms)))
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().is_ok_and(|transforms| transforms.is_empty())
+    }
+
     pub(crate) fn apply(&self, mut batch: ChangeBatch) -> Result<ChangeBatch> {
         let mut transforms = self.0.lock().map_err(|_| Error::fatal("a transform panicked"))?;
         for transform in transforms.iter_mut() {
