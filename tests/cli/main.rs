@@ -18,3 +18,4 @@ mod schema;
 mod source;
 mod target;
 mod tls;
+mod verify;

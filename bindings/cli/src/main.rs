@@ -49,6 +49,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare the rows of both sides, also while the pipeline runs. Exit code 0: equal, 1: different.
+    Verify {
+        /// The configuration file.
+        file: PathBuf,
+        #[command(flatten)]
+        options: commands::verify::Options,
+    },
     /// List, show, retry or skip changes that the target refused.
     DeadLetters {
         /// The configuration file.
@@ -73,6 +80,7 @@ fn main() -> ExitCode {
             Command::Run { file, until_drained } => commands::run::run(&file, until_drained).await,
             Command::Check { file } => commands::check::check(&file).await,
             Command::Status { file, json } => commands::status::status(&file, json).await,
+            Command::Verify { file, options } => commands::verify::verify(&file, options).await,
             Command::DeadLetters { file, action } => commands::dead_letters::dead_letters(&file, action).await,
         }
     });

@@ -4,3 +4,4 @@ pub(crate) mod check;
 pub(crate) mod dead_letters;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;
