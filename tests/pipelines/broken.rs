@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use super::source::{self, DB, History};
-use super::targets::PgTarget;
+use super::targets::{PgTarget, Target};
 use super::watcher::Watcher;
 use super::writers::Writers;
 use super::{Tested, config};
@@ -127,6 +127,7 @@ impl SinkWriter for EarlyWriter {
 #[ignore = "the child of the other tests of this file"]
 async fn the_child() -> Tested {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
+    tracing_subscriber::fmt().with_env_filter("info").with_ansi(false).init();
     let told = fs::read_to_string(folder.join("told"))?;
     let [how, source, target, drain] = told.lines().collect::<Vec<_>>()[..] else { return Err("told nothing".into()) };
     let how = match how {
@@ -189,6 +190,16 @@ impl Broken {
         fs::read_to_string(self.path().join("log")).unwrap_or_default()
     }
 
+    /// Where both sides stand, for the message of a failed run.
+    fn standing(&self) -> String {
+        let slots = "SELECT row_to_json(s)::text FROM pg_replication_slots s";
+        let sessions = "SELECT row_to_json(a)::text FROM pg_stat_activity a WHERE backend_type <> 'client backend' \
+                        OR state <> 'idle'";
+        let source = [slots, sessions, "SELECT pg_current_wal_flush_lsn()"].map(|sql| self.source.exec(DB, sql));
+        let target = self.target.server.exec(DB, sessions);
+        format!("source: {source:#?}\ntarget: {target:#?}\nstored: {}", self.target.stored())
+    }
+
     fn watch(&self) -> Watcher {
         Watcher::start(History::new(&self.source), self.target.clone(), self.seed, Consistency::Prefix)
     }
@@ -210,7 +221,7 @@ impl Broken {
         let deadline = Instant::now() + DEADLINE;
         while !met()? {
             if Instant::now() > deadline {
-                return Err(format!("{what}: not within a minute\n{}", self.log()).into());
+                return Err(format!("{what}: not within a minute\n{}\n{}", self.standing(), self.log()).into());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
