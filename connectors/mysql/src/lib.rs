@@ -34,6 +34,7 @@ mod native;
 mod plan;
 mod progress;
 mod replace;
+mod rights;
 mod script;
 mod sink;
 mod target;

@@ -15,6 +15,7 @@ use crate::config::{LocalInfile, MySqlConfig, Tls};
 use crate::connection::{Connector, Kept, Server};
 use crate::dead_letters::MySqlDeadLetters;
 use crate::error::{Failure, Phase};
+use crate::rights;
 use crate::writer::MySqlWriter;
 
 /// A MySQL or MariaDB database that changes are applied to.
@@ -143,7 +144,8 @@ impl Sink for MySql {
     }
 
     async fn open(&self, lane: Lane) -> Result<Box<dyn SinkWriter>> {
-        let link = self.connector.connect().await?;
+        let mut link = self.connector.connect().await?;
+        rights::told(rights::check_writable(&mut link).await)?;
         Ok(Box::new(MySqlWriter::new(Arc::clone(&self.connector), lane, link)))
     }
 

@@ -301,6 +301,7 @@ impl Source for Postgres {
     }
 
     fn describe(&self, position: &Position) -> String {
+        // A change has no token of its own: the commit of its transaction tells where it is.
         Lsn::of_token(position).map_or_else(|_| format!("{:?}", position.rank), |lsn| lsn.to_string())
     }
 }

@@ -35,6 +35,15 @@ pub trait TargetSchema: Send + Sync {
     /// The statement that would create the table, for people to read.
     fn create_statement(&self, table: &TableSchema) -> Result<String>;
 
+    /// Whether the user may create the table; asked where it is missing, before anything is written.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config), with the statement that gives the right.
+    async fn may_create(&self, table: &TableSchema) -> Result<()> {
+        let _ = table;
+        Ok(())
+    }
+
     /// Creates the table. An error if it exists.
     async fn create(&self, table: &TableSchema) -> Result<()>;
 

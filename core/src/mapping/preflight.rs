@@ -33,7 +33,15 @@ pub async fn preflight(
             }
             Some(target) => match target.describe(&table.name).await {
                 Ok(Some(found)) => existing(&mut report, table, target, &found, consent),
-                Ok(None) => missing(&mut report, table, target, consent, create_tables),
+                Ok(None) => {
+                    missing(&mut report, table, target, consent, create_tables);
+                    if create_tables {
+                        match target.may_create(table).await {
+                            Err(error) if error.kind() == ErrorKind::Config => report.refused(&error),
+                            asked => asked?,
+                        }
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Config => report.refused(&error),
                 Err(error) => return Err(error.context(format!("cannot describe {} in the target", table.name))),
             },

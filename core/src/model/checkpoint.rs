@@ -42,6 +42,9 @@ pub struct Checkpoint {
     /// When it was saved, by the clock of the machine that saved it.
     #[serde(default)]
     pub saved_at: Option<Timestamp>,
+    /// Whether the run that saved it ended then, on request or because it was done.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 impl Checkpoint {
@@ -85,6 +88,7 @@ impl Default for Checkpoint {
             counters: Counters::default(),
             paused: false,
             saved_at: None,
+            ended: false,
         }
     }
 }

@@ -42,6 +42,10 @@ pub struct Status {
     pub pipeline: String,
     /// What it is doing.
     pub phase: Phase,
+    /// When the process that runs it was last seen: now, if that is this one; else when it last stored
+    /// anything, by its own clock, which it does every ten seconds at least.
+    #[serde(default)]
+    pub last_seen: Option<Timestamp>,
     /// The fencing epoch of this run.
     pub epoch: u64,
     /// Every source transaction committed at or before this time is in the target. `None` while
@@ -240,6 +244,7 @@ impl Shared {
         self.with(|s| Status {
             pipeline: pipeline.to_owned(),
             phase,
+            last_seen: Some(Timestamp::now()),
             epoch: s.epoch,
             safe_time: s.safe_time,
             lag_seconds: lag_seconds(s.safe_time),
@@ -275,8 +280,9 @@ fn describe<'a>(
         .collect()
 }
 
-/// What the stores tell of a pipeline that runs elsewhere, or not at all. Its phase is `Stopped`
-/// unless the snapshot is under way; the stores do not know whether a process is alive.
+/// What the stores tell of a pipeline that runs elsewhere, or not at all. Its phase is the one in which
+/// its process was last seen: `Stopped` only after an orderly end. The stores do not know whether a
+/// process is alive, but when it last was.
 pub(crate) async fn from_stores(
     pipeline: &str,
     source: &dyn Source,
@@ -321,7 +327,13 @@ pub(crate) async fn from_stores(
     };
     Ok(Some(Status {
         pipeline: pipeline.to_owned(),
-        phase: if checkpoint.snapshot.phase == SnapshotPhase::Copying { Phase::Snapshot } else { Phase::Stopped },
+        phase: match checkpoint.snapshot.phase {
+            _ if checkpoint.ended => Phase::Stopped,
+            SnapshotPhase::Pending => Phase::Starting,
+            SnapshotPhase::Copying => Phase::Snapshot,
+            SnapshotPhase::Done => Phase::Streaming,
+        },
+        last_seen: checkpoint.saved_at,
         epoch: checkpoint.epoch,
         safe_time,
         lag_seconds: lag_seconds(safe_time),

@@ -36,8 +36,15 @@ impl Keeper {
         }
         let mut keeper = Self { checkpointer, pipeline, version, checkpoint };
         keeper.checkpoint.epoch += 1;
+        keeper.checkpoint.ended = false;
         keeper.save().await?;
         Ok(keeper)
+    }
+
+    /// Stores that the run ends here, for `status`.
+    pub(crate) async fn save_end(&mut self) -> Result<()> {
+        self.checkpoint.ended = true;
+        self.save().await
     }
 
     /// Stores the checkpoint durably.

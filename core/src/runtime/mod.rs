@@ -97,7 +97,7 @@ async fn attempt(
     }
     let copied = snapshot::copy(&mut session, shared, stop).await?;
     if !copied || spec.snapshot == SnapshotMode::Only || stop.is_cancelled() {
-        return Ok(());
+        return session.keeper.save_end().await;
     }
     stream::stream(session, shared, stop).await
 }

@@ -59,6 +59,7 @@ impl Session {
 
         let letters = Letters::load(
             Arc::clone(&spec.name),
+            Arc::clone(&spec.source),
             spec.dead_letters.clone(),
             spec.on_rejected,
             spec.order.keeps_transactions(),

@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::Transforms;
+use super::saver::BEAT;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
@@ -145,6 +147,7 @@ async fn run(
     }
     drop(tell);
     let mut failure = None;
+    let mut beat = interval(BEAT);
     loop {
         tokio::select! {
             biased;
@@ -167,6 +170,11 @@ async fn run(
                     halt.cancel();
                     failure.get_or_insert_with(|| Error::fatal("a snapshot worker panicked").because(e));
                 }
+            },
+            // 3. A sign of life, however long a chunk takes.
+            _ = beat.tick(), if failure.is_none() => if let Err(e) = session.keeper.save().await {
+                halt.cancel();
+                failure.get_or_insert(e);
             },
         }
     }

@@ -346,7 +346,7 @@ impl Coordinator {
 
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
-        if self.lineage.moved() && self.saver.is_idle() {
+        if (self.lineage.moved() || self.saver.is_silent()) && self.saver.is_idle() {
             let counters = self.counters();
             self.saver.save(self.lineage.snapshot(), counters);
         }
