@@ -6,13 +6,22 @@
 //! - [`bookkeeping`]: the attributes that this library may add to items.
 
 pub mod bookkeeping;
+mod calls;
+mod checkpointer;
 mod client;
 mod config;
+mod dead_letters;
 mod decode;
 mod error;
+mod limiter;
+mod sink;
 mod source;
+mod store;
 pub mod types;
 
+pub use checkpointer::DynamoDbCheckpointer;
 pub use client::{Access, ServerClock};
 pub use config::{DeclaredColumn, Document, DynamoDbSourceConfig, OnMismatch, TtlDeletes};
+pub use dead_letters::DynamoDbDeadLetters;
+pub use sink::{DynamoDbSink, DynamoDbSinkConfig, Mode, Nulls, Oversized, Stripped, Versions};
 pub use source::DynamoDb;
