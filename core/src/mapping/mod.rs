@@ -32,6 +32,12 @@ pub trait TargetSchema: Send + Sync {
         self.contract(&table.columns[index], None)
     }
 
+    /// Whether a table takes columns that [`TargetSchema::describe`] does not show: of a target whose
+    /// rows have no schema but their key. What is not there is then judged as in a new table.
+    fn takes_any_column(&self) -> bool {
+        false
+    }
+
     /// The statement that would create the table, for people to read.
     fn create_statement(&self, table: &TableSchema) -> Result<String>;
 

@@ -73,6 +73,10 @@ fn existing(
     for column in &table.columns {
         let key = format!("{}.{}", table.name, column.name);
         let Some(there) = found.schema.columns.iter().find(|c| c.name == column.name) else {
+            if target.takes_any_column() {
+                judge(report, table, column, target.contract(column, None), consent);
+                continue;
+            }
             let near = found.schema.columns.iter().find(|c| c.name.eq_ignore_ascii_case(&column.name));
             let fix = match near {
                 Some(near) => format!("the target has {}, which differs in case: rename one of them", near.name),

@@ -1,0 +1,105 @@
+//! The keys of `[sink]`, `[checkpoint]` and `[dead_letters]` with `type = "dynamodb"`.
+
+use std::time::Duration;
+
+use anabranch_core::{Error, Result, Secret};
+use serde::Deserialize;
+
+use super::{DynamoDbSink, Mode, Nulls, Oversized, Versions};
+use crate::Access;
+
+/// The keys of a configuration table for DynamoDB as a target.
+///
+/// ```toml
+/// [sink]
+/// type = "dynamodb"
+/// region = "eu-west-1"          # all of these are optional: the AWS SDK's usual chain is the default
+/// mode = "guarded"              # guarded | batch | transactional
+/// tombstone_hours = 168
+/// ```
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DynamoDbSinkConfig {
+    /// The region.
+    pub region: Option<String>,
+    /// A profile of the AWS configuration files.
+    pub profile: Option<String>,
+    /// The address, in place of the region's own.
+    pub endpoint: Option<String>,
+    /// An access key's id: plain, `env:NAME` or `file:PATH`.
+    pub access_key_id: Option<Secret>,
+    /// An access key's secret.
+    pub secret_access_key: Option<Secret>,
+    /// The session token of a temporary access key.
+    pub session_token: Option<Secret>,
+    /// How units are applied.
+    pub mode: Mode,
+    /// Where the guarded mode keeps versions: `attribute` or `table`.
+    pub versions: Versions,
+    /// What the transactional mode does with transactions that are too large: `reject` or `guarded`.
+    pub oversized: Oversized,
+    /// What becomes of NULL: `keep` or `omit`.
+    pub nulls: Nulls,
+    /// The attribute with an item's version.
+    pub version_attribute: Option<String>,
+    /// An attribute that marks what is written.
+    pub origin_attribute: Option<String>,
+    /// The attribute by which tombstones are removed.
+    pub expires_attribute: Option<String>,
+    /// How long tombstones are kept, in hours.
+    pub tombstone_hours: Option<u64>,
+    /// How many calls to one table may be under way at most.
+    pub concurrency: Option<usize>,
+}
+
+impl TryFrom<DynamoDbSinkConfig> for DynamoDbSink {
+    type Error = Error;
+
+    fn try_from(config: DynamoDbSinkConfig) -> Result<Self> {
+        let mut sink = Self::new(config.access()?)
+            .mode(config.mode)
+            .versions(config.versions)
+            .oversized(config.oversized)
+            .nulls(config.nulls);
+        if let Some(name) = config.version_attribute {
+            sink = sink.version_attribute(name);
+        }
+        if let Some(name) = config.origin_attribute {
+            sink = sink.origin_attribute(name);
+        }
+        if let Some(name) = config.expires_attribute {
+            sink = sink.expires_attribute(name);
+        }
+        if let Some(hours) = config.tombstone_hours {
+            sink = sink.tombstones(Duration::from_secs(hours.saturating_mul(3600)));
+        }
+        if let Some(calls) = config.concurrency {
+            sink = sink.concurrency(calls);
+        }
+        sink.check()?;
+        Ok(sink)
+    }
+}
+
+impl DynamoDbSinkConfig {
+    fn access(&self) -> Result<Access> {
+        let mut access = Access::new();
+        if let Some(region) = &self.region {
+            access = access.region(region);
+        }
+        if let Some(profile) = &self.profile {
+            access = access.profile(profile);
+        }
+        if let Some(endpoint) = &self.endpoint {
+            access = access.endpoint(endpoint);
+        }
+        match (&self.access_key_id, &self.secret_access_key) {
+            (Some(id), Some(secret)) => Ok(access.credentials(id.clone(), secret.clone(), self.session_token.clone())),
+            (None, None) => Ok(access),
+            (Some(_), None) => Err(Error::config("sink.secret_access_key", "is missing beside access_key_id")
+                .hint("set both, or neither for the usual chain")),
+            (None, Some(_)) => Err(Error::config("sink.access_key_id", "is missing beside secret_access_key")
+                .hint("set both, or neither for the usual chain")),
+        }
+    }
+}
