@@ -42,7 +42,7 @@ pub struct DynamoDbSinkConfig {
     pub nulls: Nulls,
     /// The attribute with an item's version.
     pub version_attribute: Option<String>,
-    /// An attribute that marks what is written.
+    /// The attribute that marks what is written; empty for none.
     pub origin_attribute: Option<String>,
     /// The attribute by which tombstones are removed.
     pub expires_attribute: Option<String>,
