@@ -1,6 +1,6 @@
 //! What a pipeline remembers between runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -183,6 +183,12 @@ pub struct TableSnapshot {
     pub rows: u64,
     /// Every chunk is durable.
     pub finished: bool,
+    /// The chunks that are durable, by number.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub done_chunks: BTreeSet<u32>,
+    /// When the last chunk became durable, by the clock of the machine that copied it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
 }
 
 /// What was applied since the pipeline exists. Stored with the data where the sink is transactional.

@@ -94,8 +94,9 @@ impl RunningPipeline {
         loop {
             {
                 let now = watermark.borrow_and_update();
+                // A partition that was read to its end has passed every mark in it.
                 let passed = |(id, at): (&PartitionId, &Position)| {
-                    now.partitions.get(id).is_some_and(|p| p.position.rank >= at.rank)
+                    now.finished.contains(id) || now.partitions.get(id).is_some_and(|p| p.position.rank >= at.rank)
                 };
                 if marker.iter().all(passed) {
                     return Ok(true);

@@ -104,6 +104,10 @@ impl ReaderTask {
     /// The batch without what lies at or before the place where the reading resumed.
     fn not_given_before(&mut self, batch: ChangeBatch) -> Result<Option<ChangeBatch>> {
         let Some(from) = &self.from else { return Ok(Some(batch)) };
+        // A heartbeat at that very place: nothing came since, and safe time moves.
+        if batch.is_empty() && batch.end().rank == *from {
+            return Ok(Some(batch));
+        }
         if batch.end().rank <= *from {
             return Ok(None);
         }

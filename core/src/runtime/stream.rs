@@ -182,6 +182,7 @@ impl Coordinator {
                     let saved = saved?;
                     self.lineage.saved(&saved);
                     self.open_readers();
+                    self.publish();
                 }
                 // 4. A reader that failed fails the run. One that ended has told why before.
                 Some(ended) = self.readers.join_next() => ended.unwrap_or_else(|e| Err(panicked(e)))?,
@@ -362,7 +363,8 @@ impl Coordinator {
         let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
         let whole = progress.values().all(|p| visible(&p.position));
         let safe_time = self.lineage.safe_time().filter(|_| whole);
-        self.shared.watermark(progress, safe_time, counters, waiting, self.letters.open());
+        let finished = self.lineage.finished();
+        self.shared.watermark(progress, finished, safe_time, counters, waiting, self.letters.open());
         if self.lineage.wants_saving() && self.saver.is_idle() {
             self.save_if_moved();
         }
