@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use anabranch_core::{DataType, Sink, TableSchema, TargetSchema};
-use anabranch_dynamodb::{DynamoDbCheckpointer, DynamoDbDeadLetters, DynamoDbSink, Mode, Oversized, Versions};
+use anabranch_dynamodb::{
+    DynamoDbCheckpointer, DynamoDbDeadLetters, DynamoDbLeases, DynamoDbSink, Mode, Oversized, Versions,
+};
 use anabranch_servers::DynamoServer;
 use anabranch_testkit::conformance::sink::{Abilities, SinkUnderTest, run_with};
-use anabranch_testkit::conformance::{checkpointer, dead_letter};
+use anabranch_testkit::conformance::{checkpointer, dead_letter, leases};
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -110,4 +112,10 @@ async fn checkpoints() {
 async fn dead_letters() {
     let Some(server) = anabranch_servers::dynamodb() else { return };
     dead_letter::run(async || Arc::new(DynamoDbDeadLetters::new(support::access(&server))) as _).await;
+}
+
+#[tokio::test]
+async fn shared_leases() {
+    let Some(server) = anabranch_servers::dynamodb() else { return };
+    leases::run(async || Arc::new(DynamoDbLeases::new(support::access(&server))) as _).await;
 }

@@ -117,7 +117,8 @@ async fn interleave(seed: u64, versions: Versions) {
     create(&sink, &schema).await;
     let mut random = StdRng::seed_from_u64(seed);
     let history = history(&mut random, 60);
-    let units: Vec<Unit> = (1..).zip(&history).map(|(n, change)| unit(n, &schema, std::slice::from_ref(change))).collect();
+    let units: Vec<Unit> =
+        (1..).zip(&history).map(|(n, change)| unit(n, &schema, std::slice::from_ref(change))).collect();
     let units = Arc::new(units);
     let mut tasks = Vec::new();
     for w in 0..3 {
@@ -140,7 +141,11 @@ async fn interleave(seed: u64, versions: Versions) {
 }
 
 /// No reader ever sees a version go back.
-async fn watch(server: &anabranch_servers::DynamoServer, name: String, done: Arc<AtomicBool>) -> tokio::task::JoinHandle<()> {
+async fn watch(
+    server: &anabranch_servers::DynamoServer,
+    name: String,
+    done: Arc<AtomicBool>,
+) -> tokio::task::JoinHandle<()> {
     let client = client(server).await;
     tokio::spawn(async move {
         let mut newest: BTreeMap<String, Vec<u8>> = BTreeMap::new();

@@ -49,7 +49,8 @@ async fn what_does_not_fit_is_rejected_and_named() {
             assert!(error.report().contains(word), "{mode:?}: {word}: {}", error.report());
         }
         assert!(items(&client(&server).await, &name).await.is_empty(), "nothing of a refused unit was written");
-        let _ = writer.write(&unit(99, &schema, &[Do::Insert(row("good", "1.50", "", "{\"a\":[1.0]}"))])).await.unwrap();
+        let _ =
+            writer.write(&unit(99, &schema, &[Do::Insert(row("good", "1.50", "", "{\"a\":[1.0]}"))])).await.unwrap();
         let found = items(&client(&server).await, &name).await;
         assert_eq!((&found[0]["amount"], &found[0]["body"]), (&n("1.5"), &s("")));
     }
@@ -146,7 +147,8 @@ async fn a_key_of_three_columns_becomes_two_attributes() {
     let described = sink.describe(&schema.name).await.unwrap().unwrap();
     assert_eq!(described.schema.key_columns().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
     let mut writer = writer(&sink, "three-keys", 1).await;
-    let rows = [("x#", 1), ("x", 1), ("x\\", 1)].map(|(b, c)| Do::Insert(vec!["h".into(), b.into(), c.into(), b.into()]));
+    let rows =
+        [("x#", 1), ("x", 1), ("x\\", 1)].map(|(b, c)| Do::Insert(vec!["h".into(), b.into(), c.into(), b.into()]));
     let _ = writer.write(&unit(1, &schema, &rows)).await.unwrap();
     let found = items(&client(&server).await, "three_keys").await;
     let mut keys: Vec<&str> = found.iter().map(|i| i["b#c"].as_s().unwrap().as_str()).collect();
