@@ -14,6 +14,7 @@ use toml::Table;
 /// | `postgres` | yes | yes | yes | `postgres` |
 /// | `mysql` (MariaDB too) | | yes | yes | `mysql` |
 /// | `sqlite` | | yes | yes | `sqlite` |
+/// | `dynamodb` | yes | yes | yes | `dynamodb` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
@@ -57,6 +58,12 @@ pub fn registry() -> Registry {
         registry.dead_letter_store("sqlite", |table| {
             Ok(Arc::new(keys::<SqliteConfig>("dead_letters", table)?.open("dead_letters.path")?.dead_letters()))
         });
+    }
+    #[cfg(feature = "dynamodb")]
+    {
+        use anabranch_dynamodb::{DynamoDb, DynamoDbSink, DynamoDbSinkConfig, DynamoDbSourceConfig};
+        source::<DynamoDbSourceConfig, DynamoDb>(&mut registry, "dynamodb");
+        sink_and_stores::<DynamoDbSinkConfig, DynamoDbSink>(&mut registry, "dynamodb");
     }
     registry
 }
