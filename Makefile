@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help setup demo test crash bench lint
+.PHONY: help setup demo test crash bench fuzz lint
 
 help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
 	@echo "make test    formatting, all tests, crash runs of 50 kills for each pair of databases"
 	@echo "make crash   long crash runs: KILLS=1000 for each pair; SEED= replays one"
 	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
+	@echo "make fuzz    a minute of each fuzz target; FUZZ_SECONDS= for longer"
 	@echo "make lint    clippy and documentation, warnings are errors"
 	@echo "make setup   fetches the servers that the others start"
 
@@ -31,6 +32,9 @@ crash: setup
 
 bench: setup
 	$(CARGO) bench --bench load
+
+fuzz:
+	fuzz/run.sh
 
 lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings

@@ -6,8 +6,10 @@
 //! of its own: truncates, schema changes, a key change of a row whose other columns were not sent,
 //! rows without a key, keys whose equality is not that of their text.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::model::{ChangeRef, DataType, Op, RowRef, TableSchema, Unit, ValueRef};
 
@@ -42,20 +44,27 @@ pub struct NetRow<'u> {
     last: RowRef<'u>,
     /// Older rows, latest last; only as long as `last` is not complete.
     earlier: Vec<RowRef<'u>>,
+    new: bool,
 }
 
 impl<'u> NetRow<'u> {
     fn of(row: RowRef<'u>) -> Self {
-        Self { last: row, earlier: Vec::new() }
+        Self { last: row, earlier: Vec::new(), new: false }
     }
 
     fn then(self, row: RowRef<'u>) -> Self {
         if row.is_complete() {
-            return Self::of(row);
+            return Self { new: self.new, ..Self::of(row) };
         }
         let mut earlier = self.earlier;
         earlier.push(self.last);
-        Self { last: row, earlier }
+        Self { last: row, earlier, new: self.new }
+    }
+
+    /// Whether it began with an insert: a target that is where the source was has no such row yet. A
+    /// target that is not may have one; to rely on it needs a way back.
+    pub fn is_new(&self) -> bool {
+        self.new
     }
 
     /// The value of the column at `index`.
@@ -155,9 +164,36 @@ struct Folding<'u> {
 struct Table<'u> {
     schema: &'u Arc<TableSchema>,
     comparable: bool,
-    by_key: HashMap<Box<[u8]>, usize>,
+    keys: Keys,
     effects: Vec<Effect<'u>>,
     inserts: Vec<RowRef<'u>>,
+}
+
+/// Numbers keys in the order in which they are first seen. One buffer holds all of them, for a unit has
+/// thousands; the hash is seeded anew for each table of each unit.
+#[derive(Default)]
+struct Keys {
+    numbers: HashTable<usize>,
+    hasher: DefaultHashBuilder,
+    bytes: Vec<u8>,
+    /// Where each key ends in `bytes`.
+    ends: Vec<usize>,
+}
+
+impl Keys {
+    fn number(&mut self, key: &[u8]) -> usize {
+        let Self { numbers, hasher, bytes, ends } = self;
+        let of = |n: usize| &bytes[if n == 0 { 0 } else { ends[n - 1] }..ends[n]];
+        let hash = hasher.hash_one(key);
+        if let Some(&number) = numbers.find(hash, |&n| of(n) == key) {
+            return number;
+        }
+        let number = ends.len();
+        numbers.insert_unique(hash, number, |&n| hasher.hash_one(of(n)));
+        bytes.extend_from_slice(key);
+        ends.push(bytes.len());
+        number
+    }
 }
 
 enum Effect<'u> {
@@ -193,7 +229,8 @@ impl<'u> Folding<'u> {
         match (change.op(), change.new_row(), change.identity_row()) {
             (Op::Insert, Some(new), _) => {
                 let slot = table.slot(&NetRow::of(new), &mut self.scratch);
-                table.set(slot, Effect::Upsert(NetRow::of(new)));
+                let row = NetRow { new: table.effect(slot).is_none(), ..NetRow::of(new) };
+                table.set(slot, Effect::Upsert(row));
             }
             (Op::Delete, _, Some(old)) => {
                 let slot = table.slot(&NetRow::of(old), &mut self.scratch);
@@ -208,6 +245,8 @@ impl<'u> Folding<'u> {
                 if !row.is_complete() {
                     return false;
                 }
+                // What the other key held before is not known.
+                let row = NetRow { new: false, ..row };
                 table.set(from, Effect::Delete(old));
                 let to = table.slot(&row, &mut self.scratch);
                 table.set(to, Effect::Upsert(row));
@@ -244,7 +283,7 @@ impl<'u> Folding<'u> {
         self.tables.push(Table {
             schema,
             comparable: has_comparable_key(schema),
-            by_key: HashMap::new(),
+            keys: Keys::default(),
             effects: Vec::new(),
             inserts: Vec::new(),
         });
@@ -272,14 +311,7 @@ impl<'u> Table<'u> {
             let index = usize::from(k);
             value_bytes(&self.schema.columns[index].data_type, row.get(index), scratch);
         }
-        match self.by_key.get(scratch.as_slice()) {
-            Some(&slot) => slot,
-            None => {
-                let slot = self.by_key.len();
-                self.by_key.insert(scratch.as_slice().into(), slot);
-                slot
-            }
-        }
+        self.keys.number(scratch)
     }
 
     fn effect(&self, slot: usize) -> Option<&Effect<'u>> {

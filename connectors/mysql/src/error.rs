@@ -132,14 +132,21 @@ fn server_error(e: ServerError, phase: Phase) -> Error {
         (_, Phase::Commit) if e.code == 1180 => ErrorKind::Indeterminate,
         (kind, _) => kind,
     };
-    let error = Error::new(kind, format!("{} (MySQL error {})", e.message, e.code));
+    let key = if is_read_only(e.code) { "sink.url: " } else { "" };
+    let error = Error::new(kind, format!("{key}{} (MySQL error {})", e.message, e.code));
     match hint_of(e.code) {
         Some(hint) => error.hint(hint),
         None => error,
     }
 }
 
-/// Transient errors after which the server has certainly committed nothing.
+/// The server takes no writes. It is another server that is meant, or somebody has set it so: waiting
+/// would not mend it.
+fn is_read_only(code: u16) -> bool {
+    matches!(code, 1290 | 1792 | 1836)
+}
+
+/// Errors after which the server has certainly committed nothing.
 fn rolled_back(code: u16) -> bool {
     matches!(code, 1205 | 1213 | 1020 | 1290 | 1792 | 1836 | 3101 | 1047)
 }

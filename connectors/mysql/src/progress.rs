@@ -257,6 +257,8 @@ impl ProgressStore for MySql {
         let found = match rows {
             Err(e) if is_missing_table(&e) => Ok(Vec::new()),
             Err(e) => Err(e.into()),
+            // Of a run that was killed before it had created the other table, too.
+            Ok(rows) if rows.is_empty() => Ok(Vec::new()),
             Ok(rows) => progress(&mut link.conn, pipeline, rows).await,
         };
         let found = found.map_err(|f| f.into_error(Phase::Statement))?;

@@ -18,6 +18,8 @@ mod connect;
 mod dead_letters;
 mod decode;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lsn;
 mod reader;
 mod session;

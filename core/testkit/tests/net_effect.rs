@@ -114,10 +114,13 @@ impl Model {
                     rows.retain(|(k, _)| *k != key);
                 }
                 Action::Upsert(row) => {
+                    let new = row.is_new();
                     let row: Row = (0..row.len()).map(|i| row.get(i).to_owned()).collect();
                     assert!(row.iter().all(|v| *v != Value::Unchanged), "an upsert lacks a column: {row:?}");
                     let key = owned_key(schema, &row);
+                    let before = rows.len();
                     rows.retain(|(k, _)| *k != key);
+                    assert!(!new || rows.len() == before, "a new row is there already: {row:?}");
                     rows.push((key, row));
                 }
                 Action::Update(row) => {

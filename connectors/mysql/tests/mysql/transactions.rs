@@ -153,3 +153,16 @@ async fn a_server_that_may_lose_commits_is_not_called_durable() {
         take_over(&db.sink().accept_relaxed_durability(true), 1).await;
     }
 }
+
+#[tokio::test]
+async fn a_run_that_was_killed_between_its_tables_is_taken_over() {
+    let mut db = database(server!()).await;
+    take_over(&db.sink(), 1).await;
+    // DDL commits by itself: this is what a kill between the two leaves.
+    db.run("DROP TABLE anabranch_position; DELETE FROM anabranch_lane").await;
+    let sink = db.sink();
+    let store = sink.progress().expect("stores progress");
+    assert!(store.read(&claim(2).pipeline).await.expect("nothing is stored").is_empty());
+    take_over(&sink, 2).await;
+    assert!(db.lines("SELECT * FROM anabranch_position").await.is_empty());
+}

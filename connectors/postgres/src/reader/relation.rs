@@ -282,7 +282,7 @@ fn differences(before: &TableSchema, after: &TableSchema) -> Vec<Difference> {
     found
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl Resolved {
     /// As the catalog would have answered, for tests.
     pub(crate) fn for_test(described: Described) -> Self {

@@ -67,6 +67,13 @@ impl Failure {
         }
     }
 
+    /// Rows that were taken for new ones seem to be what it failed of.
+    pub(crate) fn distrust(&self) {
+        if let Self::Refused { plan: Some(plan), .. } = self {
+            plan.distrust();
+        }
+    }
+
     /// The table or a column of it is not as it was when the plan was made.
     pub(crate) fn is_stale(&self) -> bool {
         let code = match self {

@@ -4,12 +4,17 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anabranch_core::{DataType, Error, Result, TableSchema};
 
 use super::params::Encoding;
 use super::table::{Identity, Table, TargetColumn};
 use crate::sql::ident;
+
+/// Units for which new rows of a table are upserted after one of them was there already. A table in which
+/// that happens all the time loses one attempt in so many.
+const DISTRUST: u32 = 200;
 
 /// How one version of a source table is written to its target table.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub(crate) struct Plan {
     /// Target places of columns that the source does not have and that hold data of their own.
     pub(crate) extra: Vec<usize>,
     pub(crate) arbiter: Arbiter,
+    /// For how many units more new rows are upserted like others.
+    distrust: AtomicU32,
 }
 
 /// How an upsert finds the row that is there.
@@ -86,7 +93,16 @@ impl Plan {
             extra.push(i);
         }
         let written = (0..columns.len()).filter(|&i| columns[i].is_some()).map(|i| i as u16).collect();
-        let mut plan = Self { source: Arc::clone(source), target, id, columns, written, extra, arbiter: Arbiter::None };
+        let mut plan = Self {
+            source: Arc::clone(source),
+            target,
+            id,
+            columns,
+            written,
+            extra,
+            arbiter: Arbiter::None,
+            distrust: AtomicU32::new(0),
+        };
         plan.arbiter = plan.find_arbiter()?;
         Ok(plan)
     }
@@ -138,6 +154,19 @@ impl Plan {
 
     pub(crate) fn is_key(&self, source: u16) -> bool {
         self.source.key.contains(&source)
+    }
+
+    /// Whether new rows may be inserted as such. Not where rows of one statement may refer to each
+    /// other, and for some units not after one was there already.
+    pub(crate) fn may_trust(&self, replica_role: bool) -> bool {
+        let apart = replica_role || !self.target.references.iter().any(|(to, _)| *to == self.target.oid);
+        let counted = self.distrust.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |units| units.checked_sub(1));
+        apart && self.arbiter == Arbiter::Index && counted.is_err()
+    }
+
+    /// A row that should have been new was there, or another had its unique value.
+    pub(crate) fn distrust(&self) {
+        self.distrust.store(DISTRUST, Ordering::Relaxed);
     }
 
     /// Rows of the key can be deleted and inserted again without anyone noticing.

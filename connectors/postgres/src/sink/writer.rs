@@ -30,6 +30,8 @@ pub(crate) struct PostgresWriter {
 /// What a unit's statements are sent for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    /// The net effect, new rows inserted as such.
+    Trusting,
     Net,
     Replace,
     InOrder,
@@ -160,16 +162,21 @@ impl PostgresWriter {
 async fn stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &Unit) -> Result<(), Failure> {
     fence_stream(applier, shared, lane, unit).await;
     let net = steps(unit);
-    let mut mode = Mode::Net;
+    let mut mode = Mode::Trusting;
     savepoint(applier, unit).await;
     loop {
         let failure = match attempt(applier, shared, lane, unit, &net, mode).await {
             Ok(()) => return Ok(()),
             Err(failure) => failure,
         };
+        let trusted = mode == Mode::Trusting && applier.trusted;
         mode = match (mode, failure.next()) {
             (_, Next::GiveUp) | (Mode::InOrder, _) => return Err(failure),
-            (Mode::Net, Next::Replace) if applier.may_replace(&net) => Mode::Replace,
+            _ if trusted => {
+                failure.distrust();
+                Mode::Net
+            }
+            (Mode::Trusting | Mode::Net, Next::Replace) if applier.may_replace(&net) => Mode::Replace,
             _ => Mode::InOrder,
         };
         back_to_savepoint(applier).await?;
@@ -197,8 +204,9 @@ async fn attempt(
     net: &[anabranch_core::net_effect::Step<'_>],
     mode: Mode,
 ) -> Result<(), Failure> {
+    applier.trusting = mode == Mode::Trusting;
     let sent = match mode {
-        Mode::Net => applier.steps(net).await,
+        Mode::Trusting | Mode::Net => applier.steps(net).await,
         Mode::Replace => applier.replace_steps(net).await,
         Mode::InOrder => applier.steps(&steps_in_order(unit)).await,
     };

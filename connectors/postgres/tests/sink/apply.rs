@@ -391,3 +391,31 @@ async fn triggers_fire_only_where_they_must() {
         assert!(warnings.len() == 1 && warnings[0].contains("ALWAYS"), "{warnings:?}");
     }
 }
+
+/// New rows are inserted as such; one that is there after all (put there by somebody, or copied) is
+/// overwritten as by an upsert, and keeps what only the target knows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_row_that_is_there_already_is_overwritten() {
+    for db in databases() {
+        db.exec("CREATE TABLE t (id bigint PRIMARY KEY, name text UNIQUE, here text DEFAULT 'default')");
+        let t = table("t", &[("id", INT), ("name", TEXT)], 1);
+        for (n, sink) in sinks(&db).iter().enumerate() {
+            db.exec("TRUNCATE t; INSERT INTO t VALUES (2, 'somebody', 'kept')");
+            let mut w = db.writer(sink, n as u64 + 1).await;
+            let unit = Changes::new().insert(&t, &["1", "a"]).insert(&t, &["2", "b"]).update(&t, None, &["1", "c"]);
+            write(&mut w, &unit.unit()).await;
+            let found = || db.rows("SELECT * FROM t ORDER BY id");
+            assert_eq!(found(), ["1|c|default", "2|b|kept"]);
+            // Its unique value taken by a row that this unit moves to another one.
+            let unit = Changes::new().update(&t, None, &["2", "d"]).insert(&t, &["3", "b"]);
+            write(&mut w, &unit.unit()).await;
+            assert_eq!(found(), ["1|c|default", "2|d|kept", "3|b|default"]);
+            // Deleted and inserted again within the unit: not new.
+            let unit = Changes::new().delete(&t, &["3", "?"]).insert(&t, &["3", "e"]);
+            write(&mut w, &unit.unit()).await;
+            assert_eq!(found(), ["1|c|default", "2|d|kept", "3|e|default"]);
+            assert_eq!(db.rows("SELECT changes FROM anabranch.lane"), [(7 * (n + 1)).to_string()]);
+            w.close().await.unwrap();
+        }
+    }
+}
