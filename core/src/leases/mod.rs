@@ -8,8 +8,10 @@
 //! The time after which a lease has expired is measured by each observer, with its own monotonic
 //! clock, from the moment at which it saw the counter move last. No two clocks are compared.
 
+mod balance;
 mod checkpoints;
 
+pub(crate) use balance::{Balancer, Moves};
 pub use checkpoints::CheckpointLeases;
 
 use std::fmt::{Debug, Write};

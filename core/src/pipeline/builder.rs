@@ -6,12 +6,14 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{OnRejected, Order, RetryLimits, RunningPipeline, Shared, SnapshotMode, Spec, Status, status};
+use super::{
+    OnRejected, Order, RetryLimits, Role, RunningPipeline, Shared, SnapshotMode, Spec, Status, Workers, status,
+};
 use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
-use crate::runtime::{Transforms, merge_progress, supervise, transformed};
+use crate::runtime::{Budget, Transforms, merge_progress, supervise, transformed};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -50,6 +52,7 @@ impl Pipeline {
             retry: RetryLimits::default(),
             stop_deadline: Duration::from_secs(30),
             transforms: Vec::new(),
+            workers: None,
         }
     }
 
@@ -100,14 +103,7 @@ impl Pipeline {
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.
     pub async fn stored_status(&self) -> Result<Option<Status>> {
         let s = &self.spec;
-        status::from_stores(
-            &s.name,
-            s.source.as_ref(),
-            s.sink.as_ref(),
-            s.checkpointer.as_ref(),
-            s.dead_letters.as_deref(),
-        )
-        .await
+        status::from_stores(s).await
     }
 
     /// The store of its dead letters, if it has one.
@@ -157,6 +153,7 @@ pub struct PipelineBuilder {
     retry: RetryLimits,
     stop_deadline: Duration,
     transforms: Vec<Box<dyn Transform>>,
+    workers: Option<Workers>,
 }
 
 impl PipelineBuilder {
@@ -270,6 +267,13 @@ impl PipelineBuilder {
         self
     }
 
+    /// Shares the partitions of the source with other processes that run the same pipeline, in the
+    /// orders `key`, `window` and `arrival`. Default: one process runs all of it.
+    pub fn workers(mut self, workers: Workers) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
     /// The pipeline.
     ///
     /// # Errors
@@ -302,8 +306,16 @@ impl PipelineBuilder {
         if self.on_rejected != OnRejected::Stop && dead_letters.is_none() {
             return Err(missing("dead_letters.type", "on_rejected needs a store: \"sqlite\" or \"file\" for instance"));
         }
+        if let Some(workers) = &self.workers {
+            workers.check(&self.order)?;
+        }
+        let name: Arc<str> = self.name.into();
         let spec = Spec {
-            name: self.name.into(),
+            letters_of: Arc::clone(&name),
+            name,
+            role: Role::Whole,
+            workers: self.workers,
+            budget: Budget::new(self.memory),
             source,
             sink,
             order: self.order,

@@ -15,12 +15,14 @@ mod saver;
 mod session;
 mod snapshot;
 mod stream;
+mod workers;
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use batches::Budget;
 pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
