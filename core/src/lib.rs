@@ -38,6 +38,7 @@
 //! reference source and sink, the shortest complete connectors there are.
 
 pub mod checkpointer;
+mod control;
 pub mod dead_letter;
 mod durable_file;
 mod error;

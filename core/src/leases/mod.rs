@@ -108,6 +108,13 @@ impl Lease {
 /// sessions (PostgreSQL to 63 bytes), and two partitions must not be taken for one.
 const READABLE: usize = 38;
 
+/// The lease for the copying of the tables, before the partitions are shared. No source has a
+/// partition of this name.
+pub(crate) const SETUP: &str = "anabranch:setup";
+
+/// The lease for trying dead letters again.
+pub(crate) const LETTERS: &str = "anabranch:letters";
+
 /// What [`CheckpointLeases`] calls its list of partitions.
 const INDEX: &str = "partitions";
 

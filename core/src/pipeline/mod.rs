@@ -7,19 +7,21 @@ mod order;
 mod registry;
 mod running;
 mod status;
+pub(crate) mod stored;
 mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::control::drain::Drained;
 pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;
-pub use running::{Drained, Monitor, RunningPipeline};
-pub(crate) use status::Shared;
+pub use running::{Monitor, RunningPipeline};
 pub use status::{PartitionState, Phase, SnapshotState, Status};
+pub(crate) use status::{Shared, Watermark};
 
 pub use crate::runtime::{OnRejected, RetryLimits};
 pub use workers::{Workers, WorkersConfig};

@@ -1,6 +1,6 @@
 //! The partition engine: which partitions are read, which wait for their parents, which are done.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use tokio::sync::watch;
 
@@ -48,6 +48,16 @@ impl Lineage {
     pub(crate) fn unfinished(&self) -> Vec<(Partition, Option<Progress>)> {
         let open = self.partitions.iter().filter(|(_, p)| p.status != PartitionStatus::Finished);
         open.map(|(id, p)| (partition(id, p), progress(id, p))).collect()
+    }
+
+    /// The partitions that are finished in the checkpoint that was saved last.
+    pub(crate) fn finished(&self) -> BTreeSet<PartitionId> {
+        self.finished.iter().cloned().collect()
+    }
+
+    /// Whether nothing is left to read.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.partitions.values().all(|p| p.status == PartitionStatus::Finished)
     }
 
     /// The partitions to open now, each with where to start and the acknowledgements it will get.
@@ -166,12 +176,6 @@ impl Lineage {
                 forward
             });
         }
-    }
-
-    /// How far every unfinished partition is durable.
-    pub(crate) fn durable(&self) -> BTreeMap<PartitionId, Progress> {
-        let open = self.partitions.iter().filter(|(_, p)| p.status != PartitionStatus::Finished);
-        open.filter_map(|(id, p)| Some((id.clone(), progress(id, p)?))).collect()
     }
 
     /// The time up to which every partition is durable; `None` while one does not say.
