@@ -5,7 +5,9 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anabranch_core::Leases;
 use anabranch_core::checkpointer::MemoryCheckpointer;
+use anabranch_core::leases::CheckpointLeases;
 use anabranch_core::memory::{MemorySink, MemorySource};
 use anabranch_core::pipeline::{PipelineBuilder, SnapshotMode, Workers};
 use anabranch_core::{ByKey, ByTransaction, Checkpointer, ErrorKind, Pipeline, Sink, Status, TableName, Value};
@@ -55,6 +57,9 @@ impl Worker {
                 }
             });
             runtime.shutdown_background();
+            if let Err(e) = &ended {
+                println!("a worker ended: {}", e.report());
+            }
             ended
         });
         Self { commands, thread: Some(thread) }
@@ -91,6 +96,8 @@ struct Setup {
     /// The ids that each open partition has.
     ids: BTreeMap<String, Vec<i64>>,
     dice: u64,
+    /// Partitions split until there are more than this; then two merge.
+    partitions: usize,
 }
 
 impl Setup {
@@ -99,7 +106,15 @@ impl Setup {
         let writer = ShardWriter::create(folder.path(), partitions).unwrap();
         let names = writer.open_partitions().into_iter().enumerate();
         let ids = names.map(|(n, name)| (name, (0..8).map(|i| n as i64 * 8 + i).collect())).collect();
-        Self { folder, sink: MemorySink::new(), checkpoints: MemoryCheckpointer::new(), writer, ids, dice: seed }
+        Self {
+            folder,
+            sink: MemorySink::new(),
+            checkpoints: MemoryCheckpointer::new(),
+            writer,
+            ids,
+            dice: seed,
+            partitions,
+        }
     }
 
     fn pipeline(&self) -> PipelineBuilder {
@@ -144,7 +159,7 @@ impl Setup {
         let names = self.writer.open_partitions();
         let (one, two) = (names[self.below(names.len())].clone(), names[self.below(names.len())].clone());
         let name = |this: &mut Self, n: usize| format!("{}x{n}", this.below(1 << 30));
-        if one != two {
+        if one != two && names.len() > self.partitions {
             let child = name(self, 0);
             self.writer.close(&[&one, &two], &[&child]).unwrap();
             let mut ids = self.ids.remove(&one).unwrap();
@@ -168,14 +183,25 @@ impl Setup {
 
     #[track_caller]
     fn until_equal(&self) {
-        until("the target is as the source", || self.target() == *self.writer.rows());
+        let deadline = Instant::now() + DEADLINE;
+        while self.target() != *self.writer.rows() {
+            if Instant::now() > deadline {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let leases = CheckpointLeases::new(std::sync::Arc::new(self.checkpoints.clone()));
+                for lease in runtime.block_on(leases.list("shared")).unwrap().iter().filter(|l| !l.finished) {
+                    println!("{lease:?}");
+                }
+                panic!("the target is not as the source after {DEADLINE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// No row ever went back, and no change was applied twice: the sink is strict, and every number
     /// of a row that a reader saw is higher than all before. Every commit was of the highest epoch.
     #[track_caller]
     fn assert_in_order(&self) {
-        let mut last: BTreeMap<Value2, Value2> = BTreeMap::new();
+        let mut last: BTreeMap<i64, i64> = BTreeMap::new();
         let int = |v: &Value| if let Value::Int(n) = v { *n } else { panic!("{v:?}") };
         for commit in self.sink.history() {
             for (table, _, after) in commit.rows().filter(|(t, ..)| **t == items().name) {
@@ -189,8 +215,6 @@ impl Setup {
         assert!(!last.is_empty());
     }
 }
-
-type Value2 = i64;
 
 #[track_caller]
 fn until(what: &str, met: impl Fn() -> bool) {
@@ -297,7 +321,7 @@ fn one_worker_copies_the_tables_for_all() {
         .unwrap();
     until("the stream goes on", || source.tables().difference(&sink.tables()).is_none());
     until("the status tells it", || workers[0].status().counters.snapshot_rows >= 2_000);
-    assert!(workers[1].status().safe_time.is_some());
+    until("safe time is known", || workers[1].status().safe_time.is_some());
     workers.into_iter().for_each(Worker::stop);
 }
 

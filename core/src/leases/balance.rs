@@ -130,11 +130,12 @@ impl Balancer {
     }
 }
 
-/// The leases that somebody should work on: not finished, and all their parents are.
+/// The leases that somebody should work on: not finished, and all their parents are. A parent that is
+/// not listed has no lease yet: of two that merge, one may be read to its end before the other is even
+/// known. Finished ones stay listed as long as a child needs them.
 fn runnable(leases: &[Lease]) -> Vec<&Lease> {
-    // A parent that is not listed was forgotten, which only finished ones are.
-    let unfinished: HashSet<&PartitionId> = leases.iter().filter(|l| !l.finished).map(Lease::id).collect();
-    let ready = |l: &&Lease| !l.finished && !l.partition.parents.iter().any(|p| unfinished.contains(p));
+    let finished: HashSet<&PartitionId> = leases.iter().filter(|l| l.finished).map(Lease::id).collect();
+    let ready = |l: &&Lease| !l.finished && l.partition.parents.iter().all(|p| finished.contains(p));
     leases.iter().filter(ready).collect()
 }
 

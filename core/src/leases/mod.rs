@@ -65,7 +65,8 @@ pub trait Leases: Debug + Send + Sync + 'static {
     /// The owner sees it when it lists the leases.
     async fn ask(&self, pipeline: &str, partition: &PartitionId, worker: &str) -> Result<()>;
 
-    /// Removes these leases if they are finished. What they had counted stays in [`Leases::counted`].
+    /// Removes these leases if they are finished. Nobody calls it for the parent of an unfinished one:
+    /// a lease whose parent is not listed is never worked on. What they had counted stays in [`Leases::counted`].
     async fn forget(&self, pipeline: &str, finished: &[PartitionId]) -> Result<()>;
 
     /// What was counted by leases whose checkpoint [`Leases::list`] does not show, or shows without

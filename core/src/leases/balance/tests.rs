@@ -257,7 +257,7 @@ fn a_child_waits_for_all_its_parents_and_a_full_worker_takes_no_more() {
     world.join(2);
     let child = Partition {
         id: PartitionId::new("child"),
-        parents: vec![PartitionId::new("p0"), PartitionId::new("p1"), PartitionId::new("forgotten")],
+        parents: vec![PartitionId::new("p0"), PartitionId::new("p1"), PartitionId::new("unknown")],
         start: None,
     };
     world.leases.insert(child.id.clone(), Lease::new(child.clone()));
@@ -272,6 +272,11 @@ fn a_child_waits_for_all_its_parents_and_a_full_worker_takes_no_more() {
     world.run(Duration::from_secs(60));
     assert_eq!(world.shares(), [1], "one parent is not finished");
     finish(&mut world, "p1");
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.shares(), [0], "one parent has no lease yet");
+    let mut late = Lease::new(Partition::root(PartitionId::new("unknown")));
+    late.finished = true;
+    world.leases.insert(late.id().clone(), late);
     world.run(Duration::from_secs(3));
     assert!(world.workers[0].held.contains_key(&child.id));
 

@@ -177,6 +177,9 @@ impl Worker {
         let done = result.is_ok() && checkpoint.snapshot.phase == SnapshotPhase::Done;
         if done {
             let mut partitions = self.spec.source.partitions().await?;
+            // A parent that the source does not give any more was read long ago, or is lost.
+            let known: HashSet<PartitionId> = partitions.iter().map(|p| p.id.clone()).collect();
+            partitions.iter_mut().for_each(|p| p.parents.retain(|parent| known.contains(parent)));
             if self.spec.dead_letters.is_some() {
                 partitions.push(Partition::root(PartitionId::new(LETTERS)));
             }
