@@ -8,3 +8,8 @@ pub(crate) fn say(line: impl Display) {
     // A full disk or a closed pipe: there is nobody to tell.
     let _ = writeln!(std::io::stdout(), "{line}");
 }
+
+/// Whether somebody may still listen: for commands that print without end.
+pub(crate) fn is_heard() -> bool {
+    writeln!(std::io::stdout()).is_ok()
+}

@@ -30,6 +30,7 @@ pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
+pub(crate) use workers::change_record;
 
 use crate::control::pause::{Pause, Step};
 use crate::error::{Error, Result};

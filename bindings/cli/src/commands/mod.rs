@@ -2,5 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod dead_letters;
+pub(crate) mod drain;
+pub(crate) mod pause;
 pub(crate) mod run;
 pub(crate) mod status;

@@ -29,6 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::leases::{Balancer, LETTERS, Lease, Leases, Moves, SETUP, pipeline_of};
 use crate::model::{Checkpoint, Partition, PartitionId, SnapshotPhase};
 use crate::pipeline::{Phase, Role, Shared, SnapshotMode, Spec, Watermark, stored};
+pub(crate) use control::change_record;
 use held::Held;
 use partition::PartitionSource;
 
