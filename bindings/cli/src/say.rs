@@ -9,7 +9,7 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// Whether somebody may still listen: for commands that print without end.
+/// Whether all that was said has gone out: for commands that print without end.
 pub(crate) fn is_heard() -> bool {
-    writeln!(std::io::stdout()).is_ok()
+    std::io::stdout().flush().is_ok()
 }
