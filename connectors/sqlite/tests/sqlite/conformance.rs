@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anabranch_core::{DataType, Sink, TableSchema, TargetSchema};
 use anabranch_core::leases::CheckpointLeases;
+use anabranch_core::{DataType, Sink, TableSchema, TargetSchema};
 use anabranch_sqlite::Sqlite;
 use anabranch_testkit::conformance::{self, sink::SinkUnderTest};
 use async_trait::async_trait;
