@@ -101,7 +101,7 @@ fn a_drain_is_true_only_when_everything_has_arrived() -> Tested {
         let killed = command.spawn(&["drain"])?;
         drop(killed);
         let mut running = command.spawn(&["run"])?;
-        running.says(" starting | ")?;
+        running.says(" streaming | ")?;
         assert!(waiting.runs()?, "{}", waiting.log());
         release()?;
         waiting.ended()?.expect(DONE, &["drained       true"]);
@@ -154,7 +154,7 @@ fn the_section_workers_is_checked() -> Tested {
     for (keys, said) in [
         ("", "pipeline.order: transaction cannot be kept by several workers"),
         ("failover_seconds = 0.1", "workers.failover_seconds: must be at least 0.3"),
-        ("failover = 3", "workers.failover: is not a key that is known here (did you mean failover_seconds?)"),
+        ("failover = 3", "workers.failover: is not a key that is known here (known: id, failover_seconds, "),
         ("leases = { type = \"paper\" }", "workers.leases.type: there is no \"paper\""),
     ] {
         let order = if keys.is_empty() { "transaction" } else { "key" };

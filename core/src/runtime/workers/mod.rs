@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,7 @@ use crate::model::{Checkpoint, Partition, PartitionId, SnapshotPhase};
 use crate::pipeline::{Phase, Role, Shared, SnapshotMode, Spec, Watermark, stored};
 pub(crate) use control::change_record;
 use held::Held;
-use partition::PartitionSource;
+use partition::{PartitionSource, Prepared};
 
 /// How many times the leases are listed within the failover time. A death is noticed that much late.
 const LOOKS: u32 = 5;
@@ -53,7 +53,14 @@ pub(super) async fn share(
     };
     control::mark(spec).await?;
     let name = workers.name();
+    let prepared = Prepared {
+        spec: Arc::clone(spec),
+        leases: Arc::clone(&leases),
+        control: Checkpoint::default(),
+        done: OnceCell::new(),
+    };
     let mut worker = Worker {
+        prepared: Arc::new(prepared),
         balancer: Balancer::new(name.clone(), workers.failover, workers.most),
         name,
         failover: workers.failover,
@@ -71,7 +78,7 @@ pub(super) async fn share(
     if spec.snapshot == SnapshotMode::Only {
         return Ok(());
     }
-    worker.prepare(prepared).await?;
+    worker.load(prepared).await?;
     if let Some(ready) = ready.take() {
         let _ = ready.send(Ok(()));
     }
@@ -91,6 +98,7 @@ struct Worker {
     balancer: Balancer,
     /// The pipeline's own record, when the work began.
     control: Checkpoint,
+    prepared: Arc<Prepared>,
     began: Instant,
     looks: u32,
     held: HashMap<PartitionId, Work>,
@@ -193,24 +201,16 @@ impl Worker {
         Ok(released? && done)
     }
 
-    /// The source, if the set-up was not done here, is compared with what it was there.
-    async fn prepare(&mut self, prepared: bool) -> Result<()> {
+    /// What the set-up has found. `prepared`: it was done here.
+    async fn load(&mut self, prepared: bool) -> Result<()> {
         let spec = Arc::clone(&self.spec);
         self.control = control::load(&spec).await?;
-        let listed = self.leases.list(&spec.name).await?;
-        let now = stored::of_leases(self.control.clone(), &listed, self.leases.counted(&spec.name).await?);
-        if !prepared {
-            let identity = spec.source.prepare(Some(&now.checkpoint)).await?;
-            if identity != self.control.identity {
-                return Err(Error::fatal(format!(
-                    "this is the source {identity:?}, and the pipeline has been set up with {:?}",
-                    self.control.identity
-                )));
-            }
-        }
-        control::no_new_tables(&spec, &self.control.snapshot).await?;
-        self.shared.opened(&now.checkpoint, now.checkpoint.counters);
-        Ok(())
+        let done = OnceCell::new_with(prepared.then_some(()));
+        let leases = Arc::clone(&self.leases);
+        self.prepared = Arc::new(Prepared { spec, leases, control: self.control.clone(), done });
+        let listed = self.leases.list(&self.spec.name).await?;
+        self.shared.opened(&self.control, self.control.counters);
+        self.publish(&listed).await
     }
 
     async fn run(&mut self, halt: &CancellationToken) -> Result<()> {
@@ -292,7 +292,7 @@ impl Worker {
         let source = PartitionSource {
             inner: Arc::clone(&self.spec.source),
             partition,
-            identity: self.control.identity.clone(),
+            prepared: Arc::clone(&self.prepared),
             leases: Arc::clone(&self.leases),
             pipeline: Arc::clone(&self.spec.name),
         };

@@ -3,18 +3,48 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::sync::OnceCell;
 
+use super::control;
 use crate::error::{Error, Result};
 use crate::leases::Leases;
 use crate::model::{Checkpoint, Partition, Position, SourceIdentity, TableSchema};
+use crate::pipeline::{Spec, stored};
 use crate::source::{ChangeReader, Next, Source, SourceInfo, StartFrom};
 
-/// Shows one partition of a source that is prepared already.
+/// Prepares the source for all leases of this process: once, when the first of them is worked on, for
+/// a source that only one process can read (a slot) is not free before.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) spec: Arc<Spec>,
+    pub(super) leases: Arc<dyn Leases>,
+    /// The pipeline's own record.
+    pub(super) control: Checkpoint,
+    pub(super) done: OnceCell<()>,
+}
+
+impl Prepared {
+    async fn prepare(&self) -> Result<()> {
+        let name = &self.spec.name;
+        let listed = self.leases.list(name).await?;
+        let now = stored::of_leases(self.control.clone(), &listed, self.leases.counted(name).await?);
+        let identity = self.spec.source.prepare(Some(&now.checkpoint)).await?;
+        if identity != self.control.identity {
+            return Err(Error::fatal(format!(
+                "this is the source {identity:?}, and the pipeline has been set up with {:?}",
+                self.control.identity
+            )));
+        }
+        control::no_new_tables(&self.spec, &self.control.snapshot).await
+    }
+}
+
+/// Shows one partition of a source.
 #[derive(Debug)]
 pub(super) struct PartitionSource {
     pub(super) inner: Arc<dyn Source>,
     pub(super) partition: Partition,
-    pub(super) identity: SourceIdentity,
+    pub(super) prepared: Arc<Prepared>,
     pub(super) leases: Arc<dyn Leases>,
     /// The pipeline that all the workers share.
     pub(super) pipeline: Arc<str>,
@@ -27,12 +57,15 @@ impl Source for PartitionSource {
     }
 
     async fn prepare(&self, resume: Option<&Checkpoint>) -> Result<SourceIdentity> {
+        // Until the first succeeds the others wait: preparing never overlaps with anything.
+        self.prepared.done.get_or_try_init(|| self.prepared.prepare()).await?;
+        let identity = &self.prepared.control.identity;
         match resume.map(|c| &c.identity) {
-            Some(other) if *other != self.identity => Err(Error::fatal(format!(
-                "the lease of {} belongs to the source {other:?}, this is {:?}",
-                self.partition.id, self.identity
+            Some(other) if other != identity => Err(Error::fatal(format!(
+                "the lease of {} belongs to the source {other:?}, this is {identity:?}",
+                self.partition.id
             ))),
-            _ => Ok(self.identity.clone()),
+            _ => Ok(identity.clone()),
         }
     }
 
