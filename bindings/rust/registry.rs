@@ -14,6 +14,7 @@ use toml::Table;
 /// | `postgres` | yes | yes | yes | `postgres` |
 /// | `mysql` (MariaDB too) | | yes | yes | `mysql` |
 /// | `sqlite` | | yes | yes | `sqlite` |
+/// | `dynamodb` | yes | yes | yes | `dynamodb` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
@@ -47,7 +48,23 @@ pub fn registry() -> Registry {
     #[cfg(feature = "mysql")]
     sink_and_stores::<anabranch_mysql::MySqlConfig, anabranch_mysql::MySql>(&mut registry, "mysql");
     #[cfg(feature = "sqlite")]
-    sink_and_stores::<anabranch_sqlite::SqliteConfig, anabranch_sqlite::Sqlite>(&mut registry, "sqlite");
+    {
+        use anabranch_sqlite::SqliteConfig;
+        // Errors of a file name the section that it was given in.
+        registry.sink("sqlite", |table| Ok(Arc::new(keys::<SqliteConfig>("sink", table)?.open("sink.path")?)));
+        registry.checkpointer("sqlite", |table| {
+            Ok(Arc::new(keys::<SqliteConfig>("checkpoint", table)?.open("checkpoint.path")?.checkpointer()))
+        });
+        registry.dead_letter_store("sqlite", |table| {
+            Ok(Arc::new(keys::<SqliteConfig>("dead_letters", table)?.open("dead_letters.path")?.dead_letters()))
+        });
+    }
+    #[cfg(feature = "dynamodb")]
+    {
+        use anabranch_dynamodb::{DynamoDb, DynamoDbSink, DynamoDbSinkConfig, DynamoDbSourceConfig};
+        source::<DynamoDbSourceConfig, DynamoDb>(&mut registry, "dynamodb");
+        sink_and_stores::<DynamoDbSinkConfig, DynamoDbSink>(&mut registry, "dynamodb");
+    }
     registry
 }
 

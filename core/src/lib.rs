@@ -41,7 +41,7 @@
 //! reference source and sink, the shortest complete connectors there are.
 
 pub mod checkpointer;
-mod control;
+pub mod control;
 pub mod dead_letter;
 mod durable_file;
 mod error;
@@ -57,6 +57,7 @@ mod secret;
 mod sink;
 mod source;
 pub mod transform;
+mod verifier;
 
 pub use checkpointer::{Checkpointer, Saved, Version};
 pub use dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
@@ -78,3 +79,4 @@ pub use source::{
     SourceOrder, StartFrom,
 };
 pub use transform::Transform;
+pub use verifier::{MAX_KEYS, RowReader, Verifier};

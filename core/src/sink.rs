@@ -12,6 +12,7 @@ use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{Counters, PartitionId, Progress, SourceIdentity, Unit};
+use crate::verifier::Verifier;
 
 /// A database that changes are applied to.
 #[async_trait]
@@ -40,6 +41,11 @@ pub trait Sink: Debug + Send + Sync + 'static {
 
     /// The target's tables: for preflight, and to create missing ones.
     fn target(&self) -> Option<&dyn TargetSchema> {
+        None
+    }
+
+    /// Reads rows back, if this sink can: without it the two sides cannot be compared.
+    fn verifier(&self) -> Option<&dyn Verifier> {
         None
     }
 }

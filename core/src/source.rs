@@ -11,6 +11,7 @@ use crate::model::{
     ChangeBatch, Checkpoint, Partition, PartitionId, Position, SourceIdentity, TableName, TableSchema, TableSnapshot,
     Timestamp,
 };
+use crate::verifier::Verifier;
 
 /// A database whose committed changes can be read.
 ///
@@ -44,6 +45,9 @@ pub trait Source: Debug + Send + Sync + 'static {
     async fn tables(&self) -> Result<Vec<TableSchema>>;
 
     /// The partitions known now. Asked at the start; later ones come from readers that close.
+    ///
+    /// A partition that is finished is forgotten if it is not among these at the next start. So a
+    /// source names a partition always, or never again after it was named by a reader that closed.
     async fn partitions(&self) -> Result<Vec<Partition>>;
 
     /// A reader of one partition. At most one is open for a partition at a time.
@@ -61,6 +65,12 @@ pub trait Source: Debug + Send + Sync + 'static {
 
     /// Tells how long the source will keep what the pipeline still needs, if it knows.
     fn retention(&self) -> Option<&dyn Retention> {
+        None
+    }
+
+    /// Reads rows for a comparison with the target, if this source can. Without it they are read by
+    /// the [`Snapshotter`], whole tables each time.
+    fn verifier(&self) -> Option<&dyn Verifier> {
         None
     }
 
@@ -150,6 +160,20 @@ pub trait Snapshotter: Send + Sync {
     /// Called again after an interruption with the tables that were not finished: the point is then
     /// a later one, and the reader of the stream skips what the copies already have.
     async fn begin(&self, tables: &[TableSchema]) -> Result<Box<dyn Snapshot>>;
+
+    /// Goes on with copies that were interrupted, if what was copied stays valid: where the stream
+    /// brings every change since the first [`Snapshotter::begin`], and rows are not bound to one
+    /// point. `tables` are those that are not finished, `before` is how far each was planned and
+    /// copied; the chunks that it has are not copied again, so the same ones must be planned.
+    ///
+    /// `None`, the default: the interrupted tables are emptied, and [`Snapshotter::begin`] is called.
+    async fn resume(
+        &self,
+        _tables: &[TableSchema],
+        _before: &BTreeMap<TableName, TableSnapshot>,
+    ) -> Result<Option<Box<dyn Snapshot>>> {
+        Ok(None)
+    }
 }
 
 /// A fixed point in time and the chunks to copy under it. It stays open until it is dropped.

@@ -19,3 +19,4 @@ mod schema;
 mod source;
 mod target;
 mod tls;
+mod verify;

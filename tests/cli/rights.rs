@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anabranch_servers::{MariaOptions, PgOptions, PgServer, PgVersion};
 
 use super::Tested;
-use super::command::{Anabranch, DONE, SECRET};
+use super::command::{Anabranch, CONFIGURATION, DONE, SECRET};
 use super::shop::{ORDERS, with_passwords};
 
 const TABLE: &str = "CREATE TABLE orders (id int PRIMARY KEY, customer varchar(40) NOT NULL, total bigint, due date)";
@@ -116,5 +116,56 @@ fn mariadb_needs_no_more_than_the_page_says() -> Tested {
     source.exec("shop", CHANGES)?;
     command.drain()?.expect(DONE, &[]);
     assert_eq!(source.exec("shop", ROWS)?, target.exec("shop", ROWS)?);
+    Ok(())
+}
+
+#[test]
+fn a_right_to_create_that_is_missing_is_found_before_the_start() -> Tested {
+    let page = statements()?;
+    let (Some((_source, head)), Some(target)) = (source(&page)?, server()?) else { return Ok(()) };
+    for block in ["role", "create_tables"] {
+        target.exec("shop", &page[&format!("postgres sink: {block}")])?;
+    }
+    target.exec("shop", "REVOKE CREATE ON SCHEMA public FROM app")?;
+    let url = format!("postgresql://app:{SECRET}@127.0.0.1:{}/shop", target.port());
+    let sink = format!("[sink]\ntype = \"postgres\"\nurl = \"{url}\"\ncreate_tables = true\n");
+    let Some(command) = Anabranch::new(&(head + &sink))? else { return Ok(()) };
+    let says = ["may not create target table public.orders", "GRANT USAGE, CREATE ON SCHEMA \"public\" TO \"app\""];
+    command.check()?.expect(CONFIGURATION, &says);
+    command.drain()?.expect(CONFIGURATION, &says);
+    target.exec("shop", "GRANT USAGE, CREATE ON SCHEMA \"public\" TO \"app\"")?;
+    command.check()?.expect(DONE, &["\nok\n"]);
+    Ok(())
+}
+
+#[test]
+fn rights_that_are_missing_on_mariadb_are_found_before_the_start() -> Tested {
+    let page = statements()?;
+    let (Some((_source, head)), Some(target)) = (source(&page)?, MariaOptions::new().start()?) else { return Ok(()) };
+    target.create_db("shop")?;
+    target.exec(
+        "",
+        &format!("CREATE USER app@'%' IDENTIFIED BY '{SECRET}'; CREATE ROLE writer; GRANT writer TO app@'%'"),
+    )?;
+    target.exec("", "SET DEFAULT ROLE writer FOR app@'%'")?;
+    let url = format!("mysql://app:{SECRET}@127.0.0.1:{}/shop", target.port());
+    let sink = format!(
+        "[sink]\ntype = \"mysql\"\nurl = \"{url}\"\ncreate_tables = true\n\
+         [mapping]\nlossy = [\"type:date\", \"type:character varying\"]\n"
+    );
+    let Some(command) = Anabranch::new(&(head + &sink))? else { return Ok(()) };
+    // By way of the role, and of a pattern: neither is the user's own row of rights on the database.
+    target.exec("", "GRANT SELECT, INSERT, UPDATE, DELETE ON `sh%`.* TO writer")?;
+    let says = ["app@%", "no right to CREATE on target table orders", "GRANT CREATE ON `shop`.`orders` TO `app`@`%`"];
+    command.check()?.expect(CONFIGURATION, &says);
+    target.exec("", "GRANT CREATE ON `sh%`.* TO writer")?;
+    command.check()?.expect(DONE, &["\nok\n"]);
+    target.exec("shop", TABLE)?;
+    target.exec("", "REVOKE INSERT, DELETE ON `sh%`.* FROM writer")?;
+    let says = ["no right to INSERT, DELETE on target table orders", "GRANT INSERT, DELETE ON `shop`.`orders`"];
+    command.check()?.expect(CONFIGURATION, &says);
+    target.exec("", "GRANT INSERT, DELETE ON `sh%`.* TO writer")?;
+    command.check()?.expect(DONE, &["\nok\n"]);
+    command.drain()?.expect(DONE, &[]);
     Ok(())
 }

@@ -121,3 +121,23 @@ fn a_log_in_a_file_has_no_colours() -> Tested {
     assert!(!said.all().contains('\u{1b}'), "{:?}", said.all());
     Ok(())
 }
+
+#[test]
+fn status_tells_a_quiet_runner_from_one_that_is_gone() -> Tested {
+    let Some(shop) = Shop::open("seen")? else { return Ok(()) };
+    let Some(command) = shop.command()? else { return Ok(()) };
+    let status = |parts: &[&str]| Tested::Ok(command.call(&["status"])?.expect(DONE, parts));
+    let mut running = command.spawn(&["run"])?;
+    running.says(" streaming | ")?;
+    status(&["phase         streaming, last seen ", " s ago\n"])?;
+    running.signal("KILL")?;
+    assert_eq!(running.ended()?.code, None);
+    // As if that had been an hour ago.
+    shop.on_target(
+        "UPDATE anabranch.checkpoint SET body = regexp_replace(body, '\"saved_at\":\\d+',
+           '\"saved_at\":' || ((extract(epoch FROM now()) - 3600) * 1000000)::bigint)",
+    )?;
+    status(&["phase         streaming, last seen 60 min ago: its process has ended"])?;
+    command.drain()?.expect(DONE, &[]);
+    status(&["phase         stopped ", " s ago\n"])
+}

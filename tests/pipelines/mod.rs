@@ -3,6 +3,7 @@
 /// The result of a test, and of everything that it calls.
 type Tested<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
+mod broken;
 mod checker;
 mod config;
 mod crash;
@@ -11,5 +12,6 @@ mod runner;
 mod source;
 mod targets;
 mod types;
+mod verify;
 mod watcher;
 mod writers;

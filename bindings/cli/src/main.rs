@@ -75,6 +75,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare the rows of both sides, also while the pipeline runs. Exit code 0: equal, 1: different.
+    Verify {
+        /// The configuration file.
+        file: PathBuf,
+        #[command(flatten)]
+        options: commands::verify::Options,
+    },
     /// List, show, retry or skip changes that the target refused.
     DeadLetters {
         /// The configuration file.
@@ -102,6 +109,7 @@ fn main() -> ExitCode {
             Command::Pause { file } => commands::pause::pause(&file).await,
             Command::Resume { file } => commands::pause::resume(&file).await,
             Command::Drain { file, timeout, json } => commands::drain::drain(&file, timeout, json).await,
+            Command::Verify { file, options } => commands::verify::verify(&file, options).await,
             Command::DeadLetters { file, action } => commands::dead_letters::dead_letters(&file, action).await,
         }
     });

@@ -147,7 +147,7 @@ fn rolled_back(code: u16) -> bool {
 /// The numbers are those of the manuals' lists of server error messages (MySQL 8.0, MariaDB 10.11).
 fn kind_of(e: &ServerError) -> ErrorKind {
     match e.code {
-        // Locks, limits, shutdown, kill, disk full, read-only, cluster conflicts.
+        // Locks, limits, shutdown, kill, disk full, cluster conflicts.
         1205
         | 1213
         | 1020
@@ -167,19 +167,18 @@ fn kind_of(e: &ServerError) -> ErrorKind {
         | 1021
         | 1041
         | 1037
-        | 1290
-        | 1792
-        | 1836
         | 3100
         | 3101
         | 1047
         | 1180
         | 1030
         | 1135 => ErrorKind::Transient,
-        // Rights, names, accounts, definitions, settings.
-        1044 | 1045 | 1046 | 1049 | 1050 | 1051 | 1054 | 1059 | 1060 | 1067 | 1071 | 1074 | 1103 | 1113 | 1117
-        | 1129 | 1130 | 1142 | 1143 | 1146 | 1148 | 1227 | 1251 | 1273 | 1286 | 1348 | 1364 | 1370 | 1410 | 1419
-        | 1665 | 1698 | 1820 | 1862 | 3105 | 3159 | 3750 | 3780 | 3948 | 4166 | 1906 => ErrorKind::Config,
+        // Read-only servers. Rights, names, accounts, definitions, settings.
+        1290 | 1792 | 1836 | 1044 | 1045 | 1046 | 1049 | 1050 | 1051 | 1054 | 1059 | 1060 | 1067 | 1071 | 1074
+        | 1103 | 1113 | 1117 | 1129 | 1130 | 1142 | 1143 | 1146 | 1148 | 1227 | 1251 | 1273 | 1286 | 1348 | 1364
+        | 1370 | 1410 | 1419 | 1665 | 1698 | 1820 | 1862 | 3105 | 3159 | 3750 | 3780 | 3948 | 4166 | 1906 => {
+            ErrorKind::Config
+        }
         // Values and constraints.
         1022
         | 1048
@@ -225,7 +224,7 @@ fn kind_of(e: &ServerError) -> ErrorKind {
 fn hint_of(code: u16) -> Option<&'static str> {
     Some(match code {
         1114 | 1021 => "the target is full: free some space there",
-        1290 | 1792 | 1836 => "the server is read-only: is it a replica, or being switched over?",
+        1290 | 1792 | 1836 => crate::rights::READ_ONLY,
         1153 => "raise max_allowed_packet on the server",
         1665 => "set binlog_format to ROW or MIXED on the server",
         1364 => "give that column a default, or let it be NULL",
@@ -265,6 +264,7 @@ mod tests {
             (1406, "22001", ErrorKind::Rejected),
             (9999, "22003", ErrorKind::Rejected),
             (1146, "42S02", ErrorKind::Config),
+            (1290, "HY000", ErrorKind::Config),
             (1045, "28000", ErrorKind::Config),
             (1064, "42000", ErrorKind::Fatal),
             (9999, "HY000", ErrorKind::Fatal),

@@ -34,10 +34,12 @@ mod native;
 mod plan;
 mod progress;
 mod replace;
+mod rights;
 mod script;
 mod sink;
 mod target;
 mod types;
+mod verify;
 mod writer;
 
 pub use config::{LocalInfile, MySqlConfig, Tls};

@@ -13,6 +13,7 @@ use mysql_async::{Conn, params};
 use crate::connection::Link;
 use crate::error::{Failure, Phase};
 use crate::literal::push_text;
+use crate::rights;
 use crate::script::{Expect, Script};
 use crate::sink::MySql;
 
@@ -235,6 +236,7 @@ impl ProgressStore for MySql {
     async fn take_over(&self, claim: &Claim) -> Result<Vec<LaneProgress>> {
         let mut link = self.connector().connect().await?;
         let at = |f: Failure| f.into_error(Phase::Statement);
+        rights::check_writable(&mut link).await.map_err(at)?;
         check_durability(&mut link.conn, self.connector().config().accept_relaxed_durability).await.map_err(at)?;
         if let Err(e) = link.conn.query_drop("SELECT 1 FROM anabranch_lane, anabranch_position LIMIT 0").await {
             if !is_missing_table(&e) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anabranch_core::{
     Checkpointer, DeadLetterStore, Lane, ProgressStore, Result, Secret, Sink, SinkInfo, SinkWriter, TargetSchema,
+    Verifier,
 };
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
@@ -14,6 +15,7 @@ use crate::config::{LocalInfile, MySqlConfig, Tls};
 use crate::connection::{Connector, Kept, Server};
 use crate::dead_letters::MySqlDeadLetters;
 use crate::error::{Failure, Phase};
+use crate::rights;
 use crate::writer::MySqlWriter;
 
 /// A MySQL or MariaDB database that changes are applied to.
@@ -142,7 +144,8 @@ impl Sink for MySql {
     }
 
     async fn open(&self, lane: Lane) -> Result<Box<dyn SinkWriter>> {
-        let link = self.connector.connect().await?;
+        let mut link = self.connector.connect().await?;
+        rights::told(rights::check_writable(&mut link).await)?;
         Ok(Box::new(MySqlWriter::new(Arc::clone(&self.connector), lane, link)))
     }
 
@@ -159,6 +162,10 @@ impl Sink for MySql {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

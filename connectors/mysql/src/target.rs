@@ -8,6 +8,7 @@ use crate::connection::{Link, Server};
 use crate::error::{Failure, Phase};
 use crate::literal::{push_text, quote};
 use crate::native::Native;
+use crate::rights;
 use crate::sink::MySql;
 use crate::types;
 
@@ -314,13 +315,24 @@ fn shorten_rows(table: &TableSchema, natives: &mut [String]) {
     }
 }
 
+/// The table, if it is there and the user may write to it.
+async fn described(link: &mut Link, name: &str) -> Result<Option<Target>, Failure> {
+    rights::check_writable(link).await?;
+    let found = Target::describe(link, name).await?;
+    match &found {
+        Some(table) => rights::check(link, table).await?,
+        None => rights::check_unseen(link, name).await?,
+    }
+    Ok(found)
+}
+
 #[async_trait]
 impl TargetSchema for MySql {
     async fn describe(&self, name: &TableName) -> Result<Option<TargetTable>> {
         let mut link = self.kept().take(self.connector()).await?;
-        let found = Target::describe(&mut link, &name.name).await;
+        let found = described(&mut link, &name.name).await;
         self.kept().put(link).await;
-        Ok(found.map_err(|f| f.into_error(Phase::Statement))?.map(Target::into_table))
+        Ok(rights::told(found)?.map(Target::into_table))
     }
 
     fn contract(&self, column: &Column, existing: Option<&Column>) -> Contract {
@@ -338,6 +350,13 @@ impl TargetSchema for MySql {
         let server = self.server();
         let collation = server.as_ref().map_or("utf8mb4_0900_bin", |s| s.collation);
         create_statement(table, server.is_some_and(|s| s.mariadb), collation)
+    }
+
+    async fn may_create(&self, table: &TableSchema) -> Result<()> {
+        let mut link = self.kept().take(self.connector()).await?;
+        let may = rights::check_create(&mut link, &table.name.name).await;
+        self.kept().put(link).await;
+        rights::told(may)
     }
 
     async fn create(&self, table: &TableSchema) -> Result<()> {

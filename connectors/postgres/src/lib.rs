@@ -29,6 +29,7 @@ mod sql;
 mod store;
 mod tls;
 mod types;
+mod verify;
 mod wire;
 
 pub use checkpointer::PostgresCheckpointer;

@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anabranch_core::{
     ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Result, Retention, RetentionLeft,
-    Secret, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema,
+    Secret, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema, Verifier,
 };
 use async_trait::async_trait;
 
@@ -296,7 +296,12 @@ impl Source for Postgres {
         Some(self)
     }
 
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        Some(self)
+    }
+
     fn describe(&self, position: &Position) -> String {
+        // A change has no token of its own: the commit of its transaction tells where it is.
         Lsn::of_token(position).map_or_else(|_| format!("{:?}", position.rank), |lsn| lsn.to_string())
     }
 }

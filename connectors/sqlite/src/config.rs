@@ -26,15 +26,25 @@ pub struct SqliteConfig {
     pub busy_timeout_ms: Option<u64>,
 }
 
-impl TryFrom<SqliteConfig> for Sqlite {
-    type Error = Error;
-
-    fn try_from(config: SqliteConfig) -> Result<Self> {
-        let mut sqlite = Self::open(config.path);
-        if let Some(ms) = config.busy_timeout_ms {
+impl SqliteConfig {
+    /// The file, whose errors call its path `key`: `sink.path`, `checkpoint.path`, `dead_letters.path`.
+    ///
+    /// # Errors
+    /// [`Config`](anabranch_core::ErrorKind::Config), naming `key`.
+    pub fn open(self, key: &'static str) -> Result<Sqlite> {
+        let mut sqlite = Sqlite::open(self.path).named(key);
+        if let Some(ms) = self.busy_timeout_ms {
             sqlite = sqlite.busy_timeout(Duration::from_millis(ms));
         }
         sqlite.check()?;
         Ok(sqlite)
+    }
+}
+
+impl TryFrom<SqliteConfig> for Sqlite {
+    type Error = Error;
+
+    fn try_from(config: SqliteConfig) -> Result<Self> {
+        config.open("sink.path")
     }
 }

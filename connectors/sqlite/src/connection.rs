@@ -24,6 +24,8 @@ const LOG_LIMIT: i64 = 64 << 20;
 /// What a connection needs to be opened.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
+    /// What errors call the path: the section it was given in, `sink.path`.
+    pub(crate) key: &'static str,
     pub(crate) path: PathBuf,
     pub(crate) busy_timeout: Duration,
 }
@@ -31,6 +33,7 @@ pub(crate) struct Settings {
 /// An open connection and the file it belongs to.
 pub(crate) struct Database {
     pub(crate) conn: Connection,
+    key: &'static str,
     path: Arc<Path>,
 }
 
@@ -39,16 +42,16 @@ impl Settings {
     pub(crate) fn check(&self) -> Result<PathBuf> {
         let written = self.path.as_os_str();
         if written.is_empty() {
-            return Err(Error::config("path", "is empty").hint("name the SQLite file"));
+            return Err(Error::config(self.key, "is empty").hint("name the SQLite file"));
         }
         if written == ":memory:" {
-            return Err(Error::config("path", ":memory: would lose everything at the end of the process")
+            return Err(Error::config(self.key, ":memory: would lose everything at the end of the process")
                 .hint("name a file on a disk"));
         }
         // Absolute, for two reasons: a later change of the working folder must not change the file,
         // and SQLite would take a name that begins with "file:" for a URI.
         let path = std::path::absolute(&self.path)
-            .map_err(|e| Error::config("path", format!("{} is no path", self.path.display())).because(e))?;
+            .map_err(|e| Error::config(self.key, format!("{} is no path", self.path.display())).because(e))?;
         Ok(path)
     }
 
@@ -60,16 +63,17 @@ impl Settings {
     /// What a file that is missing holds: nothing. For looking, which must not create it. Blocks.
     pub(crate) fn connect_to_nothing(&self) -> Result<Database> {
         let path = self.place()?;
-        let conn = Connection::open_in_memory().map_err(|e| error::failed(&path, "cannot open", e))?;
-        Ok(Database { conn, path: path.into() })
+        let conn = Connection::open_in_memory().map_err(|e| error::failed(self.key, &path, "cannot open", e))?;
+        Ok(Database { conn, key: self.key, path: path.into() })
     }
 
     /// Opens the file, creating it if it is missing. Blocks.
     pub(crate) fn connect(&self) -> Result<Database> {
         let path = self.place()?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let conn = Connection::open_with_flags(&path, flags).map_err(|e| error::failed(&path, "cannot open", e))?;
-        let db = Database { conn, path: path.into() };
+        let conn =
+            Connection::open_with_flags(&path, flags).map_err(|e| error::failed(self.key, &path, "cannot open", e))?;
+        let db = Database { conn, key: self.key, path: path.into() };
         db.set_up(self.busy_timeout)?;
         Ok(db)
     }
@@ -79,7 +83,7 @@ impl Settings {
         let path = self.check()?;
         if let Some(folder) = path.parent().filter(|f| !f.is_dir()) {
             return Err(Error::config(
-                "path",
+                self.key,
                 format!("{}: the folder {} does not exist", path.display(), folder.display()),
             )
             .hint("create it"));
@@ -94,13 +98,13 @@ impl Database {
         conn.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         self.told("cannot open", conn.busy_timeout(busy_timeout))?;
         if self.told("cannot open", conn.is_readonly("main"))? {
-            return Err(Error::config("path", format!("{} is read-only", self.path.display()))
+            return Err(Error::config(self.key, format!("{} is read-only", self.path.display()))
                 .hint("make the file and its folder writable"));
         }
         let mode: String =
             self.told("cannot switch to WAL", conn.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)))?;
         if !mode.eq_ignore_ascii_case("wal") {
-            return Err(Error::config("path", format!("{} cannot use a write-ahead log", self.path.display()))
+            return Err(Error::config(self.key, format!("{} cannot use a write-ahead log", self.path.display()))
                 .hint("SQLite needs shared memory beside the file: put it on a local disk"));
         }
         // FULL syncs the log at every commit; fullfsync makes that reach the disk on macOS too.
@@ -124,7 +128,7 @@ impl Database {
 
     /// Commits; see [`error::commit_failed`] for what an error means.
     pub(crate) fn commit(&self, transaction: Transaction<'_>) -> Result<()> {
-        transaction.commit().map_err(|e| error::commit_failed(&self.path, e))
+        transaction.commit().map_err(|e| error::commit_failed(self.key, &self.path, e))
     }
 
     /// Tells an error of SQLite in our terms.
@@ -134,7 +138,7 @@ impl Database {
 
     /// An error of SQLite in our terms.
     pub(crate) fn failed(&self, doing: impl Display, error: rusqlite::Error) -> Error {
-        error::failed(&self.path, doing, error)
+        error::failed(self.key, &self.path, doing, error)
     }
 }
 
@@ -152,7 +156,7 @@ mod tests {
     fn database() -> (tempfile::TempDir, Database) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.db");
-        (folder, Settings { path, busy_timeout: BUSY_TIMEOUT }.connect().unwrap())
+        (folder, Settings { key: "sink.path", path, busy_timeout: BUSY_TIMEOUT }.connect().unwrap())
     }
 
     #[test]

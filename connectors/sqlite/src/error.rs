@@ -8,8 +8,9 @@ use std::path::Path;
 use anabranch_core::{Error, ErrorKind};
 use rusqlite::ffi::{self, ErrorCode};
 
-/// An error of anything but COMMIT, by its code: `doing` says what was tried.
-pub(crate) fn failed(path: &Path, doing: impl Display, error: rusqlite::Error) -> Error {
+/// An error of anything but COMMIT, by its code: `doing` says what was tried, `key` names the path in
+/// the configuration.
+pub(crate) fn failed(key: &str, path: &Path, doing: impl Display, error: rusqlite::Error) -> Error {
     let file = path.display();
     let text = message(&error);
     let Some(code) = code(&error) else {
@@ -39,16 +40,19 @@ pub(crate) fn failed(path: &Path, doing: impl Display, error: rusqlite::Error) -
         }
         _ => (ErrorKind::Fatal, ""),
     };
-    let error = Error::new(kind, format!("{file}: {doing}: {text}"));
+    let error = match kind {
+        ErrorKind::Config => Error::config(key, format!("{file}: {doing}: {text}")),
+        _ => Error::new(kind, format!("{file}: {doing}: {text}")),
+    };
     if hint.is_empty() { error } else { error.hint(hint) }
 }
 
 /// An error of COMMIT. Only a lock that was not had is known to have done nothing: the commit
 /// record may have reached the log before the write or the sync after it failed, and recovery
 /// would then find it.
-pub(crate) fn commit_failed(path: &Path, error: rusqlite::Error) -> Error {
+pub(crate) fn commit_failed(key: &str, path: &Path, error: rusqlite::Error) -> Error {
     let busy = matches!(code(&error), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked));
-    let error = failed(path, "cannot commit", error);
+    let error = failed(key, path, "cannot commit", error);
     if busy { error } else { error.with_kind(ErrorKind::Indeterminate) }
 }
 
@@ -102,15 +106,16 @@ mod tests {
             (ffi::SQLITE_CORRUPT, ErrorKind::Fatal),
         ];
         for (code, kind) in cases {
-            let error = failed(Path::new("/data/t.db"), "cannot write", of(code));
+            let error = failed("sink.path", Path::new("/data/t.db"), "cannot write", of(code));
             assert_eq!(error.kind(), kind, "{error}");
-            assert!(error.to_string().starts_with("/data/t.db: cannot write: said SQLite"), "{error}");
+            let key = if kind == ErrorKind::Config { "sink.path: " } else { "" };
+            assert!(error.to_string().starts_with(&format!("{key}/data/t.db: cannot write: said SQLite")), "{error}");
         }
     }
 
     #[test]
     fn a_commit_that_failed_may_have_happened() {
-        let kind = |code| commit_failed(Path::new("t.db"), of(code)).kind();
+        let kind = |code| commit_failed("sink.path", Path::new("t.db"), of(code)).kind();
         assert_eq!(kind(ffi::SQLITE_BUSY), ErrorKind::Transient);
         assert_eq!(kind(ffi::SQLITE_FULL), ErrorKind::Indeterminate);
         assert_eq!(kind(ffi::SQLITE_IOERR_FSYNC), ErrorKind::Indeterminate);

@@ -32,6 +32,7 @@ mod sink;
 mod staged;
 mod target;
 mod types;
+mod verify;
 mod worker;
 mod writer;
 

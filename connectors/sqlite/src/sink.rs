@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anabranch_core::{
     Checkpoint, Checkpointer, DeadLetterStore, Lane, ProgressStore, Result, Saved, Sink, SinkInfo, SinkWriter,
-    TargetSchema, Version,
+    TargetSchema, Verifier, Version,
 };
 use async_trait::async_trait;
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
@@ -44,13 +44,19 @@ pub(crate) struct Shared {
 impl Sqlite {
     /// The file at `path`: created when it is first written to, if it is missing, in a folder that exists.
     pub fn open(path: impl Into<PathBuf>) -> Self {
-        Self::with(Settings { path: path.into(), busy_timeout: BUSY_TIMEOUT })
+        Self::with(Settings { key: "sink.path", path: path.into(), busy_timeout: BUSY_TIMEOUT })
     }
 
     /// How long to wait for a lock that another process holds before reporting `Transient`; 5 s by default.
     #[must_use]
     pub fn busy_timeout(self, timeout: Duration) -> Self {
         Self::with(Settings { busy_timeout: timeout, ..self.shared.settings.clone() })
+    }
+
+    /// What errors call the path: the section and key that it was given in. `sink.path` by default.
+    #[must_use]
+    pub fn named(self, key: &'static str) -> Self {
+        Self::with(Settings { key, ..self.shared.settings.clone() })
     }
 
     /// A checkpointer in this file.
@@ -66,7 +72,7 @@ impl Sqlite {
     /// Finds what can be found without opening the file.
     ///
     /// # Errors
-    /// [`Config`](anabranch_core::ErrorKind::Config), naming `path`.
+    /// [`Config`](anabranch_core::ErrorKind::Config), naming the key of the path.
     pub fn check(&self) -> Result<()> {
         self.shared.settings.check().map(drop)
     }
@@ -147,6 +153,10 @@ impl Sink for Sqlite {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

@@ -1,6 +1,7 @@
 //! Drain: whether everything that was committed on the source before a mark is in the target.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -27,7 +28,7 @@ pub(crate) struct Durable {
     /// How far the partitions are that are not finished; `None`: nothing of it is durable yet.
     pub(crate) open: BTreeMap<PartitionId, Option<Position>>,
     /// Partitions that are durable to their end.
-    pub(crate) finished: BTreeSet<PartitionId>,
+    pub(crate) finished: Arc<HashSet<PartitionId>>,
     /// Tables are still being copied: no position says what the target has.
     pub(crate) copying: bool,
     pub(crate) dead_letters_open: u64,
@@ -106,7 +107,7 @@ mod tests {
     fn durable(open: &[(&str, Option<u64>)], finished: &[&str]) -> Durable {
         Durable {
             open: open.iter().map(|(p, n)| (id(p), n.map(at))).collect(),
-            finished: finished.iter().map(|p| id(p)).collect(),
+            finished: Arc::new(finished.iter().map(|p| id(p)).collect()),
             ..Durable::default()
         }
     }

@@ -32,8 +32,23 @@ pub trait TargetSchema: Send + Sync {
         self.contract(&table.columns[index], None)
     }
 
+    /// Whether a table takes columns that [`TargetSchema::describe`] does not show: of a target whose
+    /// rows have no schema but their key. What is not there is then judged as in a new table.
+    fn takes_any_column(&self) -> bool {
+        false
+    }
+
     /// The statement that would create the table, for people to read.
     fn create_statement(&self, table: &TableSchema) -> Result<String>;
+
+    /// Whether the user may create the table; asked where it is missing, before anything is written.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config), with the statement that gives the right.
+    async fn may_create(&self, table: &TableSchema) -> Result<()> {
+        let _ = table;
+        Ok(())
+    }
 
     /// Creates the table. An error if it exists.
     async fn create(&self, table: &TableSchema) -> Result<()>;

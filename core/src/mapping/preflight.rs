@@ -33,7 +33,15 @@ pub async fn preflight(
             }
             Some(target) => match target.describe(&table.name).await {
                 Ok(Some(found)) => existing(&mut report, table, target, &found, consent),
-                Ok(None) => missing(&mut report, table, target, consent, create_tables),
+                Ok(None) => {
+                    missing(&mut report, table, target, consent, create_tables);
+                    if create_tables {
+                        match target.may_create(table).await {
+                            Err(error) if error.kind() == ErrorKind::Config => report.refused(&error),
+                            asked => asked?,
+                        }
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::Config => report.refused(&error),
                 Err(error) => return Err(error.context(format!("cannot describe {} in the target", table.name))),
             },
@@ -65,6 +73,10 @@ fn existing(
     for column in &table.columns {
         let key = format!("{}.{}", table.name, column.name);
         let Some(there) = found.schema.columns.iter().find(|c| c.name == column.name) else {
+            if target.takes_any_column() {
+                judge(report, table, column, target.contract(column, None), consent);
+                continue;
+            }
             let near = found.schema.columns.iter().find(|c| c.name.eq_ignore_ascii_case(&column.name));
             let fix = match near {
                 Some(near) => format!("the target has {}, which differs in case: rename one of them", near.name),

@@ -27,6 +27,7 @@ mod sink;
 mod snapshot;
 mod source;
 mod tables;
+mod verify;
 
 pub use sink::{Commit, MemorySink};
 pub use source::{MemorySource, MemoryTransaction};

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::mapping::{Contract, Fidelity, TargetSchema, TargetTable};
 use crate::model::{Column, Progress, TableName, TableSchema, Unit, UnitKind};
 use crate::sink::{Claim, Lane, LaneProgress, LanePurpose, ProgressStore, Sink, SinkInfo, SinkWriter, Written};
+use crate::verifier::Verifier;
 
 /// A transactional sink in memory. Clones are connections to one database.
 ///
@@ -142,6 +143,10 @@ impl Sink for MemorySink {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

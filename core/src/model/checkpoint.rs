@@ -1,6 +1,6 @@
 //! What a pipeline remembers between runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,9 @@ pub struct Checkpoint {
     /// When it was saved, by the clock of the machine that saved it.
     #[serde(default)]
     pub saved_at: Option<Timestamp>,
+    /// Whether the run that saved it ended then, on request or because it was done.
+    #[serde(default)]
+    pub ended: bool,
     /// Set where several workers share the partitions of the source; see [`leases`](crate::leases).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
@@ -102,6 +105,7 @@ impl Default for Checkpoint {
             counters: Counters::default(),
             paused: false,
             saved_at: None,
+            ended: false,
             sharing: None,
         }
     }
@@ -201,6 +205,12 @@ pub struct TableSnapshot {
     pub rows: u64,
     /// Every chunk is durable.
     pub finished: bool,
+    /// The chunks that are durable, by number.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub done_chunks: BTreeSet<u32>,
+    /// When the last chunk became durable, by the clock of the machine that copied it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Timestamp>,
 }
 
 /// What was applied since the pipeline exists. Stored with the data where the sink is transactional.

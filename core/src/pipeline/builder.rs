@@ -14,10 +14,11 @@ use super::{
 };
 use crate::checkpointer::Checkpointer;
 use crate::control::drain::{Drain, Durable};
+use crate::control::verify::{TableVerified, Verified, VerifyOptions};
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
-use crate::runtime::{Budget, Transforms, change_record, supervise, transformed};
+use crate::runtime::{Budget, Transforms, change_record, supervise, transformed, verify};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -102,6 +103,20 @@ impl Pipeline {
         let targets: Vec<_> = tables.into_iter().map(|(_, target)| target).collect();
         let found = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         Ok(Preflight { source_statements, ..found })
+    }
+
+    /// Compares the rows of both sides, while a pipeline runs between them or not. See
+    /// [`control::verify`](crate::control::verify). `tell` hears of each table when it is done.
+    ///
+    /// # Errors
+    /// If a side cannot be read, or the target does not reach the source's present in
+    /// [`VerifyOptions::wait`] while rows differ. A difference is no error: it is in the result.
+    pub async fn verify(
+        &self,
+        options: &VerifyOptions,
+        tell: &mut (dyn FnMut(&TableVerified) + Send),
+    ) -> Result<Verified> {
+        verify(&self.spec, &self.transforms, options, tell).await
     }
 
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.

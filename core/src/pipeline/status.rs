@@ -43,6 +43,10 @@ pub struct Status {
     pub pipeline: String,
     /// What it is doing.
     pub phase: Phase,
+    /// When the process that runs it was last seen: now, if that is this one; else when it last stored
+    /// anything, by its own clock, which it does every ten seconds at least.
+    #[serde(default)]
+    pub last_seen: Option<Timestamp>,
     /// The fencing epoch of this run.
     pub epoch: u64,
     /// Every source transaction committed at or before this time is in the target. `None` while
@@ -243,6 +247,7 @@ impl Shared {
         self.with(|s| Status {
             pipeline: pipeline.to_owned(),
             phase,
+            last_seen: Some(Timestamp::now()),
             epoch: s.epoch,
             safe_time: s.safe_time,
             lag_seconds: lag_seconds(s.safe_time),
@@ -290,9 +295,9 @@ impl Watermark {
     }
 }
 
-/// What the stores tell of a pipeline that runs elsewhere, or not at all. Its phase is `Paused` if an
-/// operator said so, and `Stopped` unless the snapshot is under way: the stores do not know whether
-/// a process is alive.
+/// What the stores tell of a pipeline that runs elsewhere, or not at all. Its phase is the one in which
+/// its process was last seen: `Stopped` only after an orderly end, `Paused` if an operator said so. The
+/// stores do not know whether a process is alive, but when it last was.
 pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
     let Some(stored) = stored::load(spec).await? else { return Ok(None) };
     let open = match &spec.dead_letters {
@@ -306,9 +311,12 @@ pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
         pipeline: spec.name.to_string(),
         phase: match checkpoint.snapshot.phase {
             _ if checkpoint.paused => Phase::Paused,
+            _ if checkpoint.ended => Phase::Stopped,
+            SnapshotPhase::Pending => Phase::Starting,
             SnapshotPhase::Copying => Phase::Snapshot,
-            _ => Phase::Stopped,
+            SnapshotPhase::Done => Phase::Streaming,
         },
+        last_seen: checkpoint.saved_at,
         epoch: checkpoint.epoch,
         safe_time,
         lag_seconds: lag_seconds(safe_time),

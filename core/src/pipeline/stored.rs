@@ -1,6 +1,7 @@
 //! How far a pipeline is, as its stores tell it: one process or several, running or not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Spec;
 use crate::control::drain::Durable;
@@ -46,9 +47,11 @@ pub(crate) async fn load(spec: &Spec) -> Result<Option<Stored>> {
 pub(crate) fn of_leases(control: Checkpoint, leases: &[Lease], counted: Counters) -> Stored {
     let mut stored = Stored { checkpoint: control, owners: BTreeMap::new() };
     stored.checkpoint.counters += counted;
+    stored.checkpoint.ended = leases.iter().all(|l| l.owner.is_none());
     for lease in leases {
         stored.checkpoint.counters += lease.checkpoint.counters;
         stored.checkpoint.epoch = stored.checkpoint.epoch.max(lease.checkpoint.epoch);
+        stored.checkpoint.saved_at = stored.checkpoint.saved_at.max(lease.checkpoint.saved_at);
         if let Some(owner) = &lease.owner {
             stored.owners.insert(lease.id().clone(), owner.clone());
         }
@@ -112,16 +115,11 @@ impl Stored {
 
     /// As a drain looks at it.
     pub(crate) fn durable(&self, dead_letters_open: u64) -> Durable {
-        let finished: BTreeSet<PartitionId> = self
-            .checkpoint
-            .partitions
-            .iter()
-            .filter(|(_, p)| p.status == PartitionStatus::Finished)
-            .map(|(id, _)| id.clone())
-            .collect();
+        let done = |(_, p): &(&PartitionId, &PartitionProgress)| p.status == PartitionStatus::Finished;
+        let finished = self.checkpoint.partitions.iter().filter(done).map(|(id, _)| id.clone());
         Durable {
-            open: self.open().map(|(id, p)| (id.clone(), p.position.clone())).collect(),
-            finished,
+            open: self.open().map(|(id, p)| (id.clone(), p.position.clone().or_else(|| p.start.clone()))).collect(),
+            finished: Arc::new(finished.collect()),
             copying: self.checkpoint.snapshot.phase != SnapshotPhase::Done,
             dead_letters_open,
         }

@@ -30,6 +30,7 @@ impl Keeper {
             check(&checkpoint)?;
             let before = checkpoint.epoch;
             checkpoint.epoch += 1;
+            checkpoint.ended = false;
             checkpoint.saved_at = Some(Timestamp::now());
             match checkpointer.save(&pipeline, version, &checkpoint).await? {
                 Saved::Committed(version) => {
@@ -45,6 +46,12 @@ impl Keeper {
             }
         }
         Err(Error::transient(format!("the checkpoint of {pipeline} is changed by others again and again")))
+    }
+
+    /// Stores that the run ends here, for `status`.
+    pub(crate) async fn save_end(&mut self) -> Result<()> {
+        self.checkpoint.ended = true;
+        self.save().await
     }
 
     /// Stores the checkpoint durably.

@@ -14,6 +14,7 @@ use crate::model::{
 };
 use crate::net_effect::key_bytes;
 use crate::sink::{Durability, SinkWriter};
+use crate::source::Source;
 
 /// What to do with a row that the target refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -44,6 +45,8 @@ const PASS: usize = 5_000;
 #[derive(Debug)]
 pub(crate) struct Letters {
     pub(crate) pipeline: Arc<str>,
+    /// Puts positions into the words of its users.
+    pub(crate) source: Arc<dyn Source>,
     pub(crate) store: Option<Arc<dyn DeadLetterStore>>,
     pub(crate) policy: OnRejected,
     /// In `transaction` order a row takes its whole transaction along.
@@ -81,6 +84,7 @@ impl Letters {
     /// Reads what is open in the store.
     pub(crate) async fn load(
         pipeline: Arc<str>,
+        source: Arc<dyn Source>,
         store: Option<Arc<dyn DeadLetterStore>>,
         policy: OnRejected,
         whole_transactions: bool,
@@ -89,6 +93,7 @@ impl Letters {
     ) -> Result<Self> {
         let letters = Self {
             pipeline,
+            source,
             store,
             policy,
             whole_transactions,
@@ -402,8 +407,9 @@ impl Letters {
                 .map(|&k| format!("{}={}", schema.columns[usize::from(k)].name, show(row, usize::from(k))))
                 .collect()
         });
+        let place = self.source.describe(&Position::new(change.rank(), Bytes::new()));
         error
-            .context(format!("the target refuses {what} of {table} [{}] at rank {:?}", keys.join(", "), change.rank()))
+            .context(format!("the target refuses {what} of {table} [{}] at {place}", keys.join(", ")))
             .hint("mend the target and start again, or set dead_letters.on_rejected = \"dead_letter\"")
     }
 

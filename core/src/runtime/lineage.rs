@@ -1,6 +1,7 @@
 //! The partition engine: which partitions are read, which wait for their parents, which are done.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
@@ -11,13 +12,17 @@ type Partitions = BTreeMap<PartitionId, PartitionProgress>;
 /// Every partition that is known, and how far it is.
 ///
 /// A child is opened only when all its parents are finished; a parent is finished when it is closed,
-/// everything in it is durable, and a checkpoint that names its children is saved.
+/// everything in it is durable, and a checkpoint that names its children is saved. From then on it
+/// is forgotten, unless the source names it at every start: shards that roll every few hours would
+/// fill the checkpoint.
 #[derive(Debug)]
 pub(crate) struct Lineage {
     partitions: Partitions,
     reading: HashMap<PartitionId, Read>,
-    /// Finished according to the checkpoint that was saved last.
-    finished: HashSet<PartitionId>,
+    /// Finished according to a checkpoint that was saved, the forgotten ones of this run included.
+    finished: Arc<HashSet<PartitionId>>,
+    /// What the source names at every start: it is kept when it is finished, or it would begin anew.
+    roots: HashSet<PartitionId>,
     moved: bool,
     wants_saving: bool,
 }
@@ -34,25 +39,22 @@ struct Read {
 impl Lineage {
     /// What the checkpoint knows, and the roots that the source knows now.
     pub(crate) fn new(mut partitions: Partitions, known: Vec<Partition>) -> Self {
+        let roots = known.iter().map(|p| p.id.clone()).collect();
         for partition in known {
             let entry = partitions.entry(partition.id).or_default();
             entry.parents = partition.parents;
             entry.start = entry.start.take().or(partition.start);
         }
         let done = |p: &PartitionProgress| p.status == PartitionStatus::Finished;
-        let finished = partitions.iter().filter(|(_, p)| done(p)).map(|(id, _)| id.clone()).collect();
-        Self { partitions, reading: HashMap::new(), finished, moved: false, wants_saving: false }
+        let finished: HashSet<_> = partitions.iter().filter(|(_, p)| done(p)).map(|(id, _)| id.clone()).collect();
+        let finished = Arc::new(finished);
+        Self { partitions, reading: HashMap::new(), finished, roots, moved: false, wants_saving: false }
     }
 
     /// The partitions that are not finished, with where they resume.
     pub(crate) fn unfinished(&self) -> Vec<(Partition, Option<Progress>)> {
         let open = self.partitions.iter().filter(|(_, p)| p.status != PartitionStatus::Finished);
         open.map(|(id, p)| (partition(id, p), progress(id, p))).collect()
-    }
-
-    /// The partitions that are finished in the checkpoint that was saved last.
-    pub(crate) fn finished(&self) -> BTreeSet<PartitionId> {
-        self.finished.iter().cloned().collect()
     }
 
     /// Whether nothing is left to read.
@@ -159,10 +161,30 @@ impl Lineage {
             if let Some(position) = &p.position {
                 self.stored(id, position);
             }
-            if p.status == PartitionStatus::Finished && self.finished.insert(id.clone()) {
+            if p.status == PartitionStatus::Finished {
+                if !self.finished.contains(id) {
+                    Arc::make_mut(&mut self.finished).insert(id.clone());
+                }
                 self.reading.remove(id);
+                self.forget(id);
             }
         }
+    }
+
+    /// Its children are stored and it is never read again: they need not wait for it any more.
+    fn forget(&mut self, id: &PartitionId) {
+        if self.roots.contains(id) || self.partitions.remove(id).is_none() {
+            return;
+        }
+        for child in self.partitions.values_mut() {
+            child.parents.retain(|parent| parent != id);
+        }
+        self.moved = true;
+    }
+
+    /// The partitions that are finished for good, of this run and those that it found so.
+    pub(crate) fn finished(&self) -> Arc<HashSet<PartitionId>> {
+        Arc::clone(&self.finished)
     }
 
     /// This progress is durable where a restart will find it: the source may forget what lies before.
@@ -178,9 +200,12 @@ impl Lineage {
         }
     }
 
-    /// The time up to which every partition is durable; `None` while one does not say.
+    /// The time up to which every partition is durable; `None` while one does not say. A partition
+    /// that waits for its parents holds only what is after them: those that are unfinished speak for it.
     pub(crate) fn safe_time(&self) -> Option<Timestamp> {
-        let mut open = self.partitions.values().filter(|p| p.status != PartitionStatus::Finished).peekable();
+        let unfinished = |p: &PartitionProgress| p.status != PartitionStatus::Finished;
+        let waits = |p: &PartitionProgress| p.parents.iter().any(|id| self.partitions.get(id).is_some_and(unfinished));
+        let mut open = self.partitions.values().filter(|p| unfinished(p) && !waits(p)).peekable();
         open.peek()?;
         open.map(|p| p.safe_time).min()?
     }

@@ -15,6 +15,7 @@ mod saver;
 mod session;
 mod snapshot;
 mod stream;
+mod verify;
 mod workers;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
+pub(crate) use verify::verify;
 pub(crate) use workers::change_record;
 
 use crate::control::pause::{Pause, Step};
@@ -193,7 +195,7 @@ async fn attempt(
     }
     let copied = snapshot::copy(&mut session, shared, stop).await?;
     if !copied || spec.snapshot == SnapshotMode::Only || spec.role == Role::Setup || stop.is_cancelled() {
-        return Ok(());
+        return session.keeper.save_end().await;
     }
     stream::stream(session, shared, stop).await
 }

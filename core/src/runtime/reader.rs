@@ -21,6 +21,11 @@ impl Transforms {
         Self(Arc::new(Mutex::new(transforms)))
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().is_ok_and(|transforms| transforms.is_empty())
+    }
+
     pub(crate) fn apply(&self, mut batch: ChangeBatch) -> Result<ChangeBatch> {
         let mut transforms = self.0.lock().map_err(|_| Error::fatal("a transform panicked"))?;
         for transform in transforms.iter_mut() {
@@ -104,6 +109,10 @@ impl ReaderTask {
     /// The batch without what lies at or before the place where the reading resumed.
     fn not_given_before(&mut self, batch: ChangeBatch) -> Result<Option<ChangeBatch>> {
         let Some(from) = &self.from else { return Ok(Some(batch)) };
+        // A heartbeat at that very place: nothing came since, and safe time moves.
+        if batch.is_empty() && batch.end().rank == *from {
+            return Ok(Some(batch));
+        }
         if batch.end().rank <= *from {
             return Ok(None);
         }

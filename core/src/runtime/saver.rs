@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::keeper::Keeper;
 use crate::error::{Error, Result};
@@ -12,20 +13,24 @@ use crate::model::{Counters, PartitionId, PartitionProgress};
 
 type Partitions = BTreeMap<PartitionId, PartitionProgress>;
 
+/// How long a run may be silent: it saves at least this often, moved or not, so that `status` of
+/// another process can tell a quiet pipeline from one whose process is gone.
+pub(crate) const BEAT: Duration = Duration::from_secs(10);
+
+/// What to save, and whether the run ends with it.
+type Wanted = (Partitions, Counters, bool);
+
 /// The task that owns the checkpoint.
 pub(crate) struct SaveTask {
     pub(crate) keeper: Keeper,
 }
 
 impl SaveTask {
-    async fn run(
-        mut self,
-        mut wanted: mpsc::Receiver<(Partitions, Counters)>,
-        saved: mpsc::Sender<Result<Partitions>>,
-    ) {
-        while let Some((partitions, counters)) = wanted.recv().await {
+    async fn run(mut self, mut wanted: mpsc::Receiver<Wanted>, saved: mpsc::Sender<Result<Partitions>>) {
+        while let Some((partitions, counters, ended)) = wanted.recv().await {
             self.keeper.checkpoint.partitions = partitions;
             self.keeper.checkpoint.counters = counters;
+            self.keeper.checkpoint.ended = ended;
             let result = self.keeper.save().await.map(|()| self.keeper.checkpoint.partitions.clone());
             let failed = result.is_err();
             if saved.send(result).await.is_err() || failed {
@@ -37,9 +42,10 @@ impl SaveTask {
 
 /// The coordinator's end of it: at most one save is under way.
 pub(crate) struct Saver {
-    wanted: mpsc::Sender<(Partitions, Counters)>,
+    wanted: mpsc::Sender<Wanted>,
     saved: mpsc::Receiver<Result<Partitions>>,
     under_way: bool,
+    last: Instant,
     task: JoinHandle<()>,
 }
 
@@ -47,7 +53,13 @@ impl Saver {
     pub(crate) fn start(task: SaveTask) -> Self {
         let (wanted, wanted_by) = mpsc::channel(1);
         let (saved_by, saved) = mpsc::channel(1);
-        Self { wanted, saved, under_way: false, task: tokio::spawn(task.run(wanted_by, saved_by)) }
+        Self {
+            wanted,
+            saved,
+            under_way: false,
+            last: Instant::now(),
+            task: tokio::spawn(task.run(wanted_by, saved_by)),
+        }
     }
 
     /// How often a moved checkpoint is saved: a replay after a crash begins there, unless the target
@@ -62,7 +74,17 @@ impl Saver {
 
     /// Begins to save. Only while [`Saver::is_idle`].
     pub(crate) fn save(&mut self, partitions: Partitions, counters: Counters) {
-        self.under_way = self.wanted.try_send((partitions, counters)).is_ok();
+        self.put(partitions, counters, false);
+    }
+
+    fn put(&mut self, partitions: Partitions, counters: Counters, ended: bool) {
+        self.last = Instant::now();
+        self.under_way = self.wanted.try_send((partitions, counters, ended)).is_ok();
+    }
+
+    /// Whether nothing has been saved for so long that a sign of life is due.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.last.elapsed() >= BEAT
     }
 
     /// What the save under way has stored; pending while there is none. Cancel safe.
@@ -80,7 +102,7 @@ impl Saver {
         if self.under_way {
             self.saved().await?;
         }
-        self.save(partitions, counters);
+        self.put(partitions, counters, true);
         self.saved().await
     }
 }

@@ -1,6 +1,6 @@
 //! The start of every attempt: take the pipeline over, find where it stands, check both databases.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::keeper::Keeper;
@@ -59,6 +59,7 @@ impl Session {
 
         let letters = Letters::load(
             Arc::clone(&spec.letters_of),
+            Arc::clone(&spec.source),
             spec.dead_letters.clone(),
             spec.on_rejected,
             spec.order.keeps_transactions(),
@@ -154,7 +155,16 @@ fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint:
 fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool {
     let low = |id: &PartitionId| checkpoint.partitions.get(id).and_then(|p| p.position.as_ref());
     let positions = stored.iter().flat_map(|l| l.partitions.values()).filter(|p| p.partition.as_str() != RETRIED);
-    positions.into_iter().any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
+    positions
+        .into_iter()
+        .filter(|p| !is_forgotten(checkpoint, &p.partition))
+        .any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
+}
+
+/// Whether a partition was finished and is left out of the checkpoint since: a partition is stored
+/// there before anything of it is read. A checkpoint without partitions was lost, or never saved.
+fn is_forgotten(checkpoint: &Checkpoint, id: &PartitionId) -> bool {
+    !checkpoint.partitions.is_empty() && !checkpoint.partitions.contains_key(id)
 }
 
 /// Moves the checkpoint's positions up to what all lanes have committed.
@@ -162,7 +172,8 @@ pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress
     let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
     let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
     let Some(first) = active.first() else { return };
-    for id in first.partitions.keys().filter(|id| id.as_str() != RETRIED) {
+    let forgotten: HashSet<_> = first.partitions.keys().filter(|id| is_forgotten(checkpoint, id)).cloned().collect();
+    for id in first.partitions.keys().filter(|id| id.as_str() != RETRIED && !forgotten.contains(*id)) {
         let others: Option<Vec<&Progress>> = active.iter().map(|l| l.partitions.get(id)).collect();
         let lowest = others.and_then(|all| all.into_iter().min_by(|a, b| a.position.rank.cmp(&b.position.rank)));
         let Some(lowest) = lowest.filter(|_| active.len() as u32 == before) else { continue };

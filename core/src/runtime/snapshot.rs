@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::reader::Transforms;
+use super::saver::BEAT;
 use super::session::Session;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{
-    ChangeBatch, Part, Selection, SnapshotPhase, TableName, TableSchema, TableSnapshot, Unit, UnitId, UnitKind,
-    UnitSlice,
+    ChangeBatch, Part, Selection, SnapshotPhase, TableName, TableSchema, TableSnapshot, Timestamp, Unit, UnitId,
+    UnitKind, UnitSlice,
 };
 use crate::pipeline::{Phase, Shared, SnapshotMode};
 use crate::sink::{LanePurpose, SinkWriter};
@@ -42,13 +44,22 @@ pub(crate) async fn copy(session: &mut Session, shared: &Shared, stop: &Cancella
         }
         (_, Some(snapshotter)) => snapshotter,
     };
-    prepare_targets(session).await?;
-    let unfinished = unfinished(session);
-    if !unfinished.is_empty() {
+    let left = unfinished(session);
+    let interrupted = left.iter().any(|t| is_planned(session, &t.name));
+    let resumed = match interrupted {
+        true => snapshotter.resume(&left, &session.keeper.checkpoint.snapshot.tables).await?,
+        false => None,
+    };
+    prepare_targets(session, resumed.is_some()).await?;
+    if !left.is_empty() {
         shared.phase(Phase::Snapshot);
-        let snapshot: Arc<dyn Snapshot> = Arc::from(snapshotter.begin(&unfinished).await?);
-        tracing::info!(pipeline = %spec.name, tables = unfinished.len(), chunks = snapshot.chunks().len(), "the snapshot begins");
-        plan(session, snapshot.as_ref(), &unfinished).await?;
+        let goes_on = resumed.is_some();
+        let snapshot: Arc<dyn Snapshot> = match resumed {
+            Some(snapshot) => Arc::from(snapshot),
+            None => Arc::from(snapshotter.begin(&left).await?),
+        };
+        tracing::info!(pipeline = %spec.name, tables = left.len(), chunks = snapshot.chunks().len(), goes_on, "the snapshot begins");
+        plan(session, snapshot.as_ref(), &left, goes_on).await?;
         if !run(session, snapshot, shared, stop).await? {
             return Ok(false);
         }
@@ -69,13 +80,18 @@ fn unfinished(session: &Session) -> Vec<TableSchema> {
     session.tables.iter().map(|(source, _)| source).filter(|t| !is_done(&t.name)).cloned().collect()
 }
 
-/// Empty targets are required at first; what an interrupted copy left is removed.
-async fn prepare_targets(session: &mut Session) -> Result<()> {
+/// Whether a copy of this table was begun.
+fn is_planned(session: &Session, name: &TableName) -> bool {
+    session.keeper.checkpoint.snapshot.tables.get(name).is_some_and(|t| t.chunks > 0)
+}
+
+/// Empty targets are required at first; what an interrupted copy left is removed, unless it goes on.
+async fn prepare_targets(session: &mut Session, goes_on: bool) -> Result<()> {
     if let Some(target) = session.spec.sink.target() {
         let snapshot = &session.keeper.checkpoint.snapshot;
         for (source, goal) in &session.tables {
             match snapshot.tables.get(&source.name) {
-                Some(table) if table.finished => {}
+                Some(table) if table.finished || goes_on && table.chunks > 0 => {}
                 Some(_) => target.clear(&goal.name).await?,
                 None => require_empty(target, goal).await?,
             }
@@ -101,10 +117,19 @@ async fn require_empty(target: &dyn TargetSchema, table: &TableSchema) -> Result
     Ok(())
 }
 
-async fn plan(session: &mut Session, snapshot: &dyn Snapshot, tables: &[TableSchema]) -> Result<()> {
+async fn plan(session: &mut Session, snapshot: &dyn Snapshot, tables: &[TableSchema], goes_on: bool) -> Result<()> {
     let progress = &mut session.keeper.checkpoint.snapshot;
     for table in tables {
         let chunks = snapshot.chunks().iter().filter(|c| c.table == table.name).count() as u32;
+        match progress.tables.get(&table.name) {
+            Some(before) if goes_on && before.chunks == chunks => continue,
+            Some(before) if goes_on && before.chunks > 0 => {
+                let planned = before.chunks;
+                let table = &table.name;
+                return Err(Error::fatal(format!("the copy of {table} goes on in {chunks} chunks and had {planned}")));
+            }
+            _ => {}
+        }
         let planned = TableSnapshot { point: snapshot.point(), chunks, finished: chunks == 0, ..Default::default() };
         progress.tables.insert(table.name.clone(), planned);
     }
@@ -114,6 +139,7 @@ async fn plan(session: &mut Session, snapshot: &dyn Snapshot, tables: &[TableSch
 /// What a worker tells when a chunk is durable.
 struct ChunkDone {
     table: TableName,
+    index: u32,
     rows: u64,
 }
 
@@ -125,7 +151,9 @@ async fn run(
 ) -> Result<bool> {
     let workers =
         session.spec.snapshot_workers.min(session.spec.sink.info().max_lanes).min(snapshot.chunks().len() as u32);
-    let queue: Queue = Arc::new(Mutex::new(snapshot.chunks().iter().cloned().collect()));
+    let done = &session.keeper.checkpoint.snapshot.tables;
+    let is_done = |c: &Chunk| done.get(&c.table).is_some_and(|t| t.done_chunks.contains(&c.index));
+    let queue: Queue = Arc::new(Mutex::new(snapshot.chunks().iter().filter(|c| !is_done(c)).cloned().collect()));
     let (tell, mut done) = mpsc::channel::<ChunkDone>(64);
     // A failing worker stops the others between two batches: nothing is dropped in the middle of a write.
     let halt = stop.child_token();
@@ -145,6 +173,7 @@ async fn run(
     }
     drop(tell);
     let mut failure = None;
+    let mut beat = interval(BEAT);
     loop {
         tokio::select! {
             biased;
@@ -168,6 +197,11 @@ async fn run(
                     failure.get_or_insert_with(|| Error::fatal("a snapshot worker panicked").because(e));
                 }
             },
+            // 3. A sign of life, however long a chunk takes.
+            _ = beat.tick(), if failure.is_none() => if let Err(e) = session.keeper.save().await {
+                halt.cancel();
+                failure.get_or_insert(e);
+            },
         }
     }
     while let Ok(chunk) = done.try_recv() {
@@ -184,7 +218,12 @@ async fn record(session: &mut Session, shared: &Shared, chunk: &ChunkDone) -> Re
     let Some(table) = checkpoint.snapshot.tables.get_mut(&chunk.table) else { return Ok(()) };
     table.done += 1;
     table.rows += chunk.rows;
+    table.done_chunks.insert(chunk.index);
     table.finished = table.done == table.chunks;
+    if table.finished {
+        table.done_chunks.clear();
+        table.finished_at = Some(Timestamp::now());
+    }
     checkpoint.counters.snapshot_rows += chunk.rows;
     session.counters.snapshot_rows += chunk.rows;
     shared.copied(session.counters, &checkpoint.snapshot);
@@ -211,7 +250,7 @@ impl Worker {
             let mut reader = self.snapshot.open(&chunk).await?;
             let Some(rows) = self.copy_chunk(reader.as_mut()).await? else { return Ok(()) };
             reader.close().await?;
-            let done = ChunkDone { table: chunk.table, rows };
+            let done = ChunkDone { table: chunk.table, index: chunk.index, rows };
             self.tell.send(done).await.map_err(|_| Error::transient("the pipeline ended"))?;
         }
         self.writer.close().await

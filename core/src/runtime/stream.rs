@@ -183,6 +183,7 @@ impl Coordinator {
                     let saved = saved?;
                     self.lineage.saved(&saved);
                     self.open_readers();
+                    self.publish();
                 }
                 // 4. A reader that failed fails the run. One that ended has told why before.
                 Some(ended) = self.readers.join_next() => ended.unwrap_or_else(|e| Err(panicked(e)))?,
@@ -352,7 +353,7 @@ impl Coordinator {
 
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
-        if self.lineage.moved() && self.saver.is_idle() {
+        if (self.lineage.moved() || self.saver.is_silent()) && self.saver.is_idle() {
             let counters = self.counters();
             self.saver.save(self.lineage.snapshot(), counters);
         }

@@ -65,6 +65,15 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     }
 }
 
+/// A command that runs `program` as this process does, for a server that does not mind root, and,
+/// where `setpriv` is there, dies with it.
+pub(crate) fn own(program: impl AsRef<OsStr>) -> Command {
+    let Some(setpriv) = find::program("setpriv") else { return Command::new(program) };
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL"]).arg(program.as_ref());
+    command
+}
+
 /// Gives a file or folder to the account for servers.
 pub(crate) fn give(path: &Path) -> Result<()> {
     match &*ACCOUNT {

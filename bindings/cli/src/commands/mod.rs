@@ -6,3 +6,4 @@ pub(crate) mod drain;
 pub(crate) mod pause;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;

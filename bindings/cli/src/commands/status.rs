@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use anabranch::pipeline::Status;
-use anabranch::{Error, Result};
+use anabranch::pipeline::{Phase, Status};
+use anabranch::{Error, Result, Timestamp};
 
 use crate::say::{is_heard, say};
 use crate::{exit, load, progress};
@@ -44,10 +44,31 @@ pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
     }
 }
 
+/// A process stores something every ten seconds at least; after some of these it is not there any more,
+/// or cannot reach its stores.
+const SILENCE: f64 = 35.0;
+
+/// When the process was last seen.
+fn seen(s: &Status) -> String {
+    let Some(at) = s.last_seen else { return String::new() };
+    let seconds = (Timestamp::now().micros_since(at) as f64 / 1e6).max(0.0);
+    let ago = match seconds {
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7200.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.0} h", seconds / 3600.0),
+        _ => format!("{:.0} days", seconds / 86_400.0),
+    };
+    match s.phase {
+        Phase::Stopped => format!(" {ago} ago"),
+        _ if seconds < SILENCE => format!(", last seen {ago} ago"),
+        _ => format!(", last seen {ago} ago: its process has ended, or cannot reach its stores"),
+    }
+}
+
 fn print(s: &Status) {
     let none = || "unknown".to_owned();
     say(format_args!("pipeline      {}", s.pipeline));
-    say(format_args!("phase         {} (as stored; a running process knows better)", progress::phase(s.phase)));
+    say(format_args!("phase         {}{}", progress::phase(s.phase), seen(s)));
     say(format_args!("safe time     {}", s.safe_time.map_or_else(none, |t| t.to_string())));
     say(format_args!("lag           {}", s.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"))));
     if let Some(snapshot) = &s.snapshot {

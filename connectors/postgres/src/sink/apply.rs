@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use anabranch_core::net_effect::{NetRow, Step, TableEffect};
 use anabranch_core::{ChangeRef, Op, RowRef, TableSchema, ValueRef};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Statement};
 
-use super::cache::{Operation, Plans, Statements};
+use super::cache::{Operation, Plans, StatementKey, Statements};
 use super::failure::Failure;
 use super::flight::{Flight, is_aftermath};
 use super::params::{ArrayLiteral, Text};
@@ -219,6 +219,15 @@ impl<'w> Applier<'w> {
         }
     }
 
+    /// A prepared statement. What is in flight goes on.
+    pub(crate) async fn statement(
+        &mut self,
+        key: StatementKey,
+        sql: impl FnOnce() -> String + Send,
+    ) -> Result<Statement, tokio_postgres::Error> {
+        self.flight.meanwhile(self.statements.get(self.client, key, sql)).await
+    }
+
     /// Sends one statement. Of `columns` the first `image` ones are an image to find the row by.
     #[expect(clippy::too_many_arguments, reason = "one statement, spelled out")]
     pub(crate) async fn send(
@@ -244,7 +253,7 @@ impl<'w> Applier<'w> {
             Operation::DeleteImage => plan.delete_image(found),
             _ => plan.insert(columns, &[]),
         };
-        match self.statements.get(self.client, key, sql).await {
+        match self.statement(key, sql).await {
             Ok(statement) => self.flight.execute(tag, &statement, parameters).await,
             Err(error) => self.flight.fail(tag, error),
         }

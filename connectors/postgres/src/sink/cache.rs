@@ -109,7 +109,7 @@ pub(crate) enum Operation {
 }
 
 /// The plan, what it does, the columns it names first, and how many of them.
-type StatementKey = (u64, Operation, Box<[u16]>, usize);
+pub(crate) type StatementKey = (u64, Operation, Box<[u16]>, usize);
 
 /// Prepared statements of one connection.
 #[derive(Debug, Default)]

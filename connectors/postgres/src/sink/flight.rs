@@ -1,8 +1,12 @@
 //! Statements in flight: sent one after another without waiting for answers.
+//!
+//! The driver passes answers on in pieces, and stops reading when the pieces of one statement are not
+//! taken. So nobody may wait for a statement while older ones are in flight and nobody takes their
+//! answers: [`Flight::meanwhile`] is for that.
 
 use std::collections::VecDeque;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -62,6 +66,22 @@ impl<'w, T> Flight<'w, T> {
         };
         self.bytes += bytes;
         self.running.push_back(Running { tag, bytes, answer });
+    }
+
+    /// Waits for something else on the same connection, taking the answers that come before.
+    pub(crate) async fn meanwhile<O>(&mut self, other: impl Future<Output = O>) -> O {
+        let mut other = pin!(other);
+        poll_fn(|cx| {
+            for running in &mut self.running {
+                if let Err(statement) = &mut running.answer
+                    && let Poll::Ready(answer) = statement.as_mut().poll(cx)
+                {
+                    running.answer = Ok(answer);
+                }
+            }
+            other.as_mut().poll(cx)
+        })
+        .await
     }
 
     async fn land_one(&mut self) {

@@ -25,7 +25,7 @@ mod progress;
 mod replace;
 mod rights;
 mod session;
-mod table;
+pub(crate) mod table;
 mod target;
 mod writer;
 
@@ -34,13 +34,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anabranch_core::{
     Checkpointer, DeadLetterStore, Lane, ProgressStore, Result, Secret, Sink, SinkInfo, SinkWriter, SourceIdentity,
-    TargetSchema,
+    TargetSchema, Verifier,
 };
 use async_trait::async_trait;
 
 pub use config::{PostgresSinkConfig, Privilege};
 
 use crate::checkpointer::PostgresCheckpointer;
+use crate::connect::Endpoint;
 use crate::dead_letters::PostgresDeadLetters;
 use crate::store::Store;
 use progress::Progress;
@@ -122,6 +123,11 @@ impl PostgresSink {
         self
     }
 
+    /// Where the database is.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
+        self.parts().shared.store.endpoint()
+    }
+
     fn parts(&self) -> &Parts {
         self.parts.get_or_init(|| {
             let store = Arc::new(Store::new("sink.url", self.url.clone(), self.schema.clone()));
@@ -173,6 +179,10 @@ impl Sink for PostgresSink {
 
     fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
         Some(Arc::clone(&self.parts().dead_letters) as _)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        Some(self)
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {

@@ -144,7 +144,7 @@ impl Applier<'_> {
                 })
                 .collect();
             let tag = Tag::Rows { plan: Arc::clone(plan), expect: None, what: None };
-            match self.statements.get(self.client, key.clone(), || plan.insert(columns, extra)).await {
+            match self.statement(key.clone(), || plan.insert(columns, extra)).await {
                 Ok(statement) => self.flight.execute(tag, &statement, parameters).await,
                 Err(error) => self.flight.fail(tag, error),
             }

@@ -1,6 +1,6 @@
 //! Whether the user may do what the sink does, asked before the first row is written.
 
-use anabranch_core::{Error, Result};
+use anabranch_core::{Error, Result, TableSchema};
 use tokio_postgres::Client;
 
 use super::table::Table;
@@ -35,4 +35,31 @@ pub(crate) async fn check(client: &Client, key: &str, table: &Table) -> Result<(
     }
     Err(Error::config(key, format!("the role {user} may not read and write target table {}", table.name))
         .hint(mend.join(" ")))
+}
+
+/// In the table's schema, or, where that is missing, in the database; and what the table would be in if
+/// its name has no schema.
+const MAY_CREATE: &str = "SELECT current_user::text, current_database()::text, s.name, n.oid IS NOT NULL, \
+      coalesce(has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(n.oid, 'USAGE'), \
+               has_database_privilege(current_database(), 'CREATE')) \
+    FROM (SELECT coalesce(nullif($1::text, ''), current_schema()::text, 'public')) AS s(name) \
+    LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = s.name";
+
+/// # Errors
+/// `Config`, with the statement that grants what is missing.
+pub(crate) async fn check_create(client: &Client, key: &str, table: &TableSchema) -> Result<()> {
+    let what = format!("cannot check the right to create target table {}", table.name);
+    let row = client.query_one(MAY_CREATE, &[&table.name.schema]).await.map_err(|e| classify(e, &what))?;
+    let (user, database, schema): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    let (exists, may): (bool, bool) = (row.get(3), row.get(4));
+    if may {
+        return Ok(());
+    }
+    let user_name = ident(&user);
+    let mend = match exists {
+        true => format!("GRANT USAGE, CREATE ON SCHEMA {} TO {user_name};", ident(&schema)),
+        false => format!("CREATE SCHEMA {} AUTHORIZATION {user_name};", ident(&schema)),
+    };
+    let place = if exists { format!("schema {schema}") } else { format!("database {database}") };
+    Err(Error::config(key, format!("the role {user} may not create target table {} in {place}", table.name)).hint(mend))
 }

@@ -71,6 +71,12 @@ impl TargetSchema for Target {
         create_table(table)
     }
 
+    async fn may_create(&self, table: &TableSchema) -> Result<()> {
+        let session = self.session().await?;
+        let (client, _) = client(&session)?;
+        rights::check_create(client, self.shared.store.key(), table).await
+    }
+
     async fn create(&self, table: &TableSchema) -> Result<()> {
         let statement = create_table(table)?;
         let session = self.session().await?;

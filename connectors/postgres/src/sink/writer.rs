@@ -228,7 +228,7 @@ async fn fence_stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, u
         Text::of(lane.count),
         Text(shared.identity(&lane.pipeline)),
     ];
-    match applier.statements.get(applier.client, (0, Operation::Fence, Box::default(), 0), sql).await {
+    match applier.statement((0, Operation::Fence, Box::default(), 0), sql).await {
         Ok(statement) => applier.flight.execute(Tag::Fence, &statement, parameters).await,
         Err(error) => applier.flight.fail(Tag::Fence, error),
     }
@@ -254,7 +254,7 @@ async fn progress(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
             Text(Some(position)),
             Text(progress.safe_time.map(|t| t.as_micros().to_string())),
         ];
-        match applier.statements.get(applier.client, (0, Operation::Progress, Box::default(), 0), sql).await {
+        match applier.statement((0, Operation::Progress, Box::default(), 0), sql).await {
             Ok(statement) => applier.flight.execute(Tag::Control, &statement, parameters).await,
             Err(error) => applier.flight.fail(Tag::Control, error),
         }
@@ -285,7 +285,7 @@ async fn fence_snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane)
     let sql =
         || format!("SELECT 1 FROM {table} WHERE pipeline = $1::text AND lane = 0 AND epoch = $2::bigint FOR KEY SHARE");
     let parameters = vec![Text::of(&lane.pipeline), Text::of(lane.epoch)];
-    match applier.statements.get(applier.client, (0, Operation::Fence, Box::default(), 1), sql).await {
+    match applier.statement((0, Operation::Fence, Box::default(), 1), sql).await {
         Ok(statement) => applier.flight.execute(Tag::Fence, &statement, parameters).await,
         Err(error) => applier.flight.fail(Tag::Fence, error),
     }

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use anabranch_core::{
-    BatchBuilder, ChangeBatch, ChangeReader, Chunk, Error, Next, Op, PartitionId, Position, Rank, Result, TableSchema,
+    BatchBuilder, ChangeBatch, ChangeReader, Error, Next, Op, PartitionId, Position, Rank, Result, TableSchema,
     Transaction, ValueRef,
 };
 use async_trait::async_trait;
@@ -21,7 +21,7 @@ use crate::reader::assemble::{BATCH_BYTES, BATCH_CHANGES};
 const RANK: [u8; 8] = [0; 8];
 
 /// Reads one chunk. Its rows are inserts, in one transaction.
-pub(super) struct ChunkReader {
+pub(crate) struct ChunkReader {
     rows: Pin<Box<CopyOutStream>>,
     /// The statement ends with its connection.
     _client: Client,
@@ -37,10 +37,15 @@ pub(super) struct ChunkReader {
 }
 
 impl ChunkReader {
-    pub(super) async fn start(client: Client, chunk: &Chunk, copy: &str, schema: &Arc<TableSchema>) -> Result<Self> {
-        let what = format!("cannot copy chunk {} of {}", chunk.index, chunk.table);
+    /// Runs `copy`, which must give the columns of `schema` in text form. `what` an error says was not possible.
+    pub(crate) async fn start(
+        client: Client,
+        copy: &str,
+        schema: &Arc<TableSchema>,
+        partition: PartitionId,
+        what: String,
+    ) -> Result<Self> {
         let rows = client.copy_out(copy).await.map_err(|e| classify(e, &what))?;
-        let partition = PartitionId::new(format!("{}#{}", chunk.table, chunk.index));
         let mut reader = Self {
             rows: Box::pin(rows),
             _client: client,

@@ -4,12 +4,14 @@
 //! that place are in it, and no others. The slot that the stream reads is older, so the stream has
 //! every later change and leaves out, table by table, the earlier ones.
 
-mod chunk;
+pub(crate) mod chunk;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use anabranch_core::{ChangeReader, Chunk, Error, Position, Result, Snapshot, Snapshotter, TableName, TableSchema};
+use anabranch_core::{
+    ChangeReader, Chunk, Error, PartitionId, Position, Result, Snapshot, Snapshotter, TableName, TableSchema,
+};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -107,7 +109,10 @@ impl Snapshot for PostgresSnapshot {
             Error::transient("the snapshot is gone: the connection that held it was lost, and the copy begins again")
                 .because(classify(e, "SET TRANSACTION SNAPSHOT"))
         })?;
-        Ok(Box::new(ChunkReader::start(client, chunk, &copy_statement(table, &pages), &table.schema).await?))
+        let copy = copy_statement(table, &pages);
+        let partition = PartitionId::new(format!("{}#{}", chunk.table, chunk.index));
+        let what = format!("cannot copy chunk {} of {}", chunk.index, chunk.table);
+        Ok(Box::new(ChunkReader::start(client, &copy, &table.schema, partition, what).await?))
     }
 }
 
@@ -142,7 +147,7 @@ async fn plan(client: &Client, table: &CatalogTable, pages_each: u32, chunks: &m
 }
 
 /// A table that is not partitioned is its own and only leaf.
-const LEAVES: &str = "
+pub(crate) const LEAVES: &str = "
 SELECT n.nspname::text, c.relname::text,
        pg_relation_size(c.oid) / current_setting('block_size')::int8, c.reltuples
 FROM (SELECT relid::oid AS oid FROM pg_partition_tree($1::oid::regclass) WHERE isleaf

@@ -2,6 +2,7 @@
 
 mod apply;
 mod conformance;
+mod pieces;
 mod speed;
 mod support;
 mod target;

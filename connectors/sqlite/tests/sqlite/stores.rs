@@ -113,5 +113,5 @@ fn configuration() {
     assert!(Sqlite::try_from(config).is_ok());
     assert!(read(r#"{"path": "state.db", "pth": 1}"#).is_err());
     let error = Sqlite::try_from(read(r#"{"path": ""}"#).unwrap()).unwrap_err();
-    assert_eq!(error.to_string(), "path: is empty (name the SQLite file)");
+    assert_eq!(error.to_string(), "sink.path: is empty (name the SQLite file)");
 }

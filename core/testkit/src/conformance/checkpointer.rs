@@ -138,7 +138,9 @@ fn full() -> Checkpoint {
     checkpoint.partitions.insert(PartitionId::new("p1"), progress);
     checkpoint.partitions.insert(PartitionId::new("p0"), PartitionProgress::default());
     checkpoint.snapshot.phase = SnapshotPhase::Copying;
-    let table = TableSnapshot { point: position(1), chunks: 7, done: 3, rows: 1234, finished: false };
+    let done_chunks = [0, 2, 5].into();
+    let table =
+        TableSnapshot { point: position(1), chunks: 7, done: 3, rows: 1234, done_chunks, ..TableSnapshot::default() };
     checkpoint.snapshot.tables.insert(TableName::new("public", "orders"), table);
     checkpoint
 }

@@ -1,0 +1,120 @@
+//! `anabranch verify`
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anabranch::control::verify::{TableVerified, VerifyOptions};
+use anabranch::{Error, Result, TableName};
+use clap::Args;
+
+use crate::say::say;
+use crate::{exit, load};
+
+/// What to compare.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Compare only this table (schema.table, as the source calls it); may be given several times.
+    #[arg(long = "table", value_name = "TABLE")]
+    tables: Vec<String>,
+    /// Put the source's rows into the target where they differ. A runner that is alive ends: start it again.
+    #[arg(long)]
+    repair: bool,
+    /// Do not wait for rows that are on their way: for databases at rest, when no pipeline runs.
+    #[arg(long, conflicts_with = "repair")]
+    at_rest: bool,
+    /// Seconds to wait for the target to reach the source's present while rows differ.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    wait: u64,
+    /// Rows read of each side per second, at most.
+    #[arg(long, value_name = "ROWS")]
+    rate: Option<u64>,
+    /// Differences shown of each table; all are counted.
+    #[arg(long, default_value_t = 100, value_name = "ROWS")]
+    list: usize,
+    /// Write down here which tables were found equal, and leave those out: goes on with a comparison
+    /// that was interrupted. Delete it to begin anew.
+    #[arg(long, value_name = "FILE")]
+    progress: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Compares both sides; equal is 0, different 1.
+pub(crate) async fn verify(file: &Path, options: Options) -> Result<u8> {
+    let pipeline = load::pipeline(file)?;
+    let mut equal = match &options.progress {
+        Some(path) => read_progress(path)?,
+        None => BTreeSet::new(),
+    };
+    let asked = VerifyOptions {
+        tables: options.tables.iter().map(|name| table_name(name)).collect(),
+        skip: equal.clone(),
+        wait: (!options.at_rest).then(|| Duration::from_secs(options.wait)),
+        rows_per_second: options.rate,
+        list: options.list,
+        repair: options.repair,
+        ..VerifyOptions::default()
+    };
+    let mut unwritten = None;
+    let mut tell = |table: &TableVerified| {
+        if !options.json {
+            say(table);
+        }
+        if let (Some(path), true) = (&options.progress, table.equal) {
+            equal.insert(table.table.clone());
+            unwritten = unwritten.take().or(write_progress(path, &equal).err());
+        }
+    };
+    let verified = pipeline.verify(&asked, &mut tell).await?;
+    if let Some(error) = unwritten {
+        return Err(error);
+    }
+    if options.json {
+        let text = serde_json::to_string_pretty(&verified).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
+        say(text);
+    } else {
+        let repaired: u64 = verified.tables.iter().map(|t| t.repaired).sum();
+        if options.repair {
+            say(format_args!("{repaired} rows repaired"));
+        }
+        for (partition, at) in &verified.target_to {
+            say(format_args!("the target was at {at} of {partition}"));
+        }
+        if verified.equal {
+            say("equal");
+        }
+    }
+    if !verified.equal {
+        eprintln!("error: the two sides are NOT equal");
+        return Ok(exit::FAILED);
+    }
+    Ok(exit::DONE)
+}
+
+/// `schema.table`, or a table where there are no schemas.
+fn table_name(name: &str) -> TableName {
+    match name.split_once('.') {
+        Some((schema, table)) => TableName::new(schema, table),
+        None => TableName::new("", name),
+    }
+}
+
+fn read_progress(path: &Path) -> Result<BTreeSet<TableName>> {
+    let damaged = |e| {
+        Error::config("--progress", format!("{} is not what verify wrote", path.display())).because(e).hint("delete it")
+    };
+    match fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).map_err(damaged),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(e) => Err(Error::config("--progress", format!("cannot read {}", path.display())).because(e)),
+    }
+}
+
+fn write_progress(path: &Path, equal: &BTreeSet<TableName>) -> Result<()> {
+    let text = serde_json::to_string(equal).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
+    fs::write(path, text)
+        .map_err(|e| Error::config("--progress", format!("cannot write {}", path.display())).because(e))
+}
