@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::model::{PartitionId, Position};
+use crate::source::SourceOrder;
 
 /// The answer of a drain.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -38,6 +39,9 @@ pub(crate) struct Durable {
 #[derive(Debug)]
 pub(crate) struct Drain {
     marker: BTreeMap<PartitionId, Position>,
+    /// Ranks of all partitions are by commit time: of a partition that is finished, what followed it
+    /// must have passed the mark too, for the mark may have been meant for that.
+    by_time: bool,
     /// Partitions of the marker that were seen to be there.
     seen: BTreeSet<PartitionId>,
     /// Partitions of the marker that are passed.
@@ -46,8 +50,9 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    pub(crate) fn new(marker: BTreeMap<PartitionId, Position>) -> Self {
-        Self { marker, seen: BTreeSet::new(), passed: BTreeSet::new(), last: Durable::default() }
+    pub(crate) fn new(marker: BTreeMap<PartitionId, Position>, order: SourceOrder) -> Self {
+        let by_time = order == SourceOrder::CommitTimePerPartition;
+        Self { marker, by_time, seen: BTreeSet::new(), passed: BTreeSet::new(), last: Durable::default() }
     }
 
     /// Takes in what is durable now; true once the marker is reached in every partition.
@@ -56,10 +61,14 @@ impl Drain {
         let knows = !now.open.is_empty() || !now.finished.is_empty();
         if !now.copying && knows {
             for (id, at) in &self.marker {
+                let has = |position: &Option<Position>| position.as_ref().is_some_and(|p| p.rank >= at.rank);
                 let passed = match now.open.get(id) {
-                    Some(position) => position.as_ref().is_some_and(|p| p.rank >= at.rank),
+                    Some(position) => has(position),
                     // What was there and is gone was finished, and forgotten since.
-                    None => now.finished.contains(id) || self.seen.contains(id),
+                    None if now.finished.contains(id) || self.seen.contains(id) => {
+                        !self.by_time || now.open.values().all(has)
+                    }
+                    None => false,
                 };
                 if now.open.contains_key(id) {
                     self.seen.insert(id.clone());
@@ -113,7 +122,7 @@ mod tests {
     }
 
     fn drain() -> Drain {
-        Drain::new(BTreeMap::from([(id("a"), at(5)), (id("b"), at(7))]))
+        Drain::new(BTreeMap::from([(id("a"), at(5)), (id("b"), at(7))]), SourceOrder::Key)
     }
 
     #[test]
@@ -133,6 +142,14 @@ mod tests {
         assert!(!drain.see(durable(&[("b", Some(1))], &[])), "a was finished before, b is read");
         assert!(!drain.see(durable(&[], &[])), "the store has lost everything");
         assert!(drain.see(durable(&[("c", Some(1))], &[])), "b was finished and forgotten");
+    }
+
+    #[test]
+    fn by_commit_time_what_followed_a_finished_partition_must_pass_its_mark() {
+        let mut drain = Drain::new(BTreeMap::from([(id("root"), at(5))]), SourceOrder::CommitTimePerPartition);
+        assert!(!drain.see(durable(&[("x", Some(4)), ("y", None)], &["root"])));
+        assert!(!drain.see(durable(&[("x", Some(6)), ("y", Some(4))], &["root"])));
+        assert!(drain.see(durable(&[("x", Some(6)), ("y", Some(5))], &["root"])));
     }
 
     #[test]

@@ -37,8 +37,9 @@ pub trait Leases: Debug + Send + Sync + 'static {
     /// Empty if there are none.
     async fn list(&self, pipeline: &str) -> Result<Vec<Lease>>;
 
-    /// Creates leases for these partitions, durably on return. One that is there already, finished
-    /// or not, is left as it is: every parent of a merged partition creates it.
+    /// Creates leases for these partitions, durably on return. Every parent of a merged partition
+    /// creates it: one that is there already gets the parents that it did not have yet, and the later
+    /// of two places to start at; a finished one is left as it is.
     async fn create(&self, pipeline: &str, partitions: &[Partition]) -> Result<()>;
 
     /// Gives the lease to `worker` if its counter still is `seen.counter`, whoever owned it. Moves

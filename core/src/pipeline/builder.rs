@@ -173,7 +173,7 @@ impl Pipeline {
         if !stored.checkpoint.identity.0.is_empty() {
             source.check(Some(&stored.checkpoint)).await?;
         }
-        let mut drain = Drain::new(marker.mark().await?);
+        let mut drain = Drain::new(marker.mark().await?, source.info().order);
         let reached = self.reach(&mut drain);
         match deadline {
             Some(deadline) => timeout(deadline, reached).await.unwrap_or(Ok(()))?,

@@ -56,7 +56,7 @@ impl RunningPipeline {
             .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?
             .mark()
             .await?;
-        let mut drain = Drain::new(marker);
+        let mut drain = Drain::new(marker, source.info().order);
         match deadline {
             Some(deadline) => timeout(deadline, self.reach(&mut drain)).await.unwrap_or(Ok(()))?,
             None => self.reach(&mut drain).await?,

@@ -26,6 +26,9 @@ const MOST: usize = 64;
 /// failover time, but one that slept in the middle of a write may finish that write late, after its
 /// successor has written.
 ///
+/// An error that no retry mends, in one partition, ends the process that has it; the others take the
+/// partition and end by the same error, so that the pipeline stops as a whole.
+///
 /// What an order means is kept for each partition: `window` sorts what one partition gives, and
 /// rows of tables that refer to each other may arrive in any order if they come from two partitions.
 ///

@@ -189,9 +189,6 @@ impl Worker {
             // A parent that the source does not give any more was read long ago, or is lost.
             let known: HashSet<PartitionId> = partitions.iter().map(|p| p.id.clone()).collect();
             partitions.iter_mut().for_each(|p| p.parents.retain(|parent| known.contains(parent)));
-            if self.spec.dead_letters.is_some() {
-                partitions.push(Partition::root(PartitionId::new(LETTERS)));
-            }
             // Before the set-up is finished: whoever sees that finds everything.
             self.leases.create(&self.spec.name, &partitions).await?;
             control::set_up(&self.spec, &checkpoint).await?;
@@ -208,6 +205,9 @@ impl Worker {
         let done = OnceCell::new_with(prepared.then_some(()));
         let leases = Arc::clone(&self.leases);
         self.prepared = Arc::new(Prepared { spec, leases, control: self.control.clone(), done });
+        if self.spec.dead_letters.is_some() {
+            self.leases.create(&self.spec.name, &[Partition::root(PartitionId::new(LETTERS))]).await?;
+        }
         let listed = self.leases.list(&self.spec.name).await?;
         self.shared.opened(&self.control, self.control.counters);
         self.publish(&listed).await
