@@ -21,6 +21,8 @@
 //!   than the byte budget.
 //! - [`Partition`]: with its parents; the runtime opens it once they are processed and durable.
 //! - [`Checkpoint`]: what survives. [`ProgressStore`]: progress that a target stores with the rows.
+//! - [`Lease`]: of several processes that share the partitions of a source, which has which. A leased
+//!   partition is a pipeline of its own.
 //! - Safe time: a commit time such that everything committed at or before it is in the target.
 //!
 //! # The contract
@@ -34,6 +36,7 @@
 //!
 //! # Where to read next
 //! [`Pipeline`] builds and starts; `runtime/mod.rs` runs (attempts), `runtime/stream.rs` is its loop;
+//! `runtime/workers` shares partitions, [`leases`] says how; `control` decides about drain and pause;
 //! [`orderer`] decides the order; [`net_effect`] folds a unit for bulk writing; [`memory`] has the
 //! reference source and sink, the shortest complete connectors there are.
 

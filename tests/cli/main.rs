@@ -11,6 +11,7 @@ mod command;
 mod shop;
 
 mod configuration;
+mod control;
 mod letters;
 mod rights;
 mod running;

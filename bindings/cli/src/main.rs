@@ -1,6 +1,7 @@
 //! The `anabranch` command: runs and watches the pipeline of a configuration file.
 //!
-//! Exit codes: 0 done, 1 failed, 2 configuration, 3 needs an operator.
+//! Exit codes: 0 done, 1 failed (`drain`: not drained yet), 2 configuration, 3 needs an operator
+//! (`drain`: dead letters are open).
 
 mod commands;
 mod exit;
@@ -48,6 +49,31 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Print it again every two seconds until interrupted; JSON as one line each time.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Pause the pipeline, wherever it runs: it finishes what is under way, and waits, also after a restart.
+    Pause {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Let a paused pipeline go on.
+    Resume {
+        /// The configuration file.
+        file: PathBuf,
+    },
+    /// Mark the present on the source and wait until everything before it is in the target, while
+    /// another process runs the pipeline. Exit code 0: it is; 1: not yet; 3: but for dead letters.
+    Drain {
+        /// The configuration file.
+        file: PathBuf,
+        /// Seconds to wait at most. Without it there is no limit.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<f64>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Compare the rows of both sides, also while the pipeline runs. Exit code 0: equal, 1: different.
     Verify {
@@ -79,7 +105,10 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Run { file, until_drained } => commands::run::run(&file, until_drained).await,
             Command::Check { file } => commands::check::check(&file).await,
-            Command::Status { file, json } => commands::status::status(&file, json).await,
+            Command::Status { file, json, watch } => commands::status::status(&file, json, watch).await,
+            Command::Pause { file } => commands::pause::pause(&file).await,
+            Command::Resume { file } => commands::pause::resume(&file).await,
+            Command::Drain { file, timeout, json } => commands::drain::drain(&file, timeout, json).await,
             Command::Verify { file, options } => commands::verify::verify(&file, options).await,
             Command::DeadLetters { file, action } => commands::dead_letters::dead_letters(&file, action).await,
         }

@@ -83,6 +83,7 @@ pub(crate) fn phase(phase: Phase) -> &'static str {
         Phase::Snapshot => "copying",
         Phase::Streaming => "streaming",
         Phase::Retrying => "retrying",
+        Phase::Paused => "paused",
         Phase::Stopped => "stopped",
         Phase::Failed => "failed",
     }

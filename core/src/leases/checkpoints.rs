@@ -8,7 +8,7 @@ use super::{INDEX, Lease, Leases, pipeline_of};
 use crate::checkpointer::{Checkpointer, Saved, Version};
 use crate::error::{Error, Result};
 use crate::model::{
-    Checkpoint, Counters, Partition, PartitionId, PartitionProgress, PartitionStatus, Sharing, Timestamp,
+    Checkpoint, Counters, Partition, PartitionId, PartitionProgress, PartitionStatus, Position, Sharing, Timestamp,
 };
 
 /// How often a change of the index is tried again after somebody else's: each conflict means that
@@ -127,10 +127,21 @@ impl Leases for CheckpointLeases {
         self.change_index(pipeline, |index| {
             let mut changed = false;
             for p in partitions {
-                index.partitions.entry(p.id.clone()).or_insert_with(|| {
+                let known = index.partitions.entry(p.id.clone()).or_insert_with(|| {
                     changed = true;
-                    PartitionProgress { parents: p.parents.clone(), start: p.start.clone(), ..Default::default() }
+                    PartitionProgress { start: p.start.clone(), ..Default::default() }
                 });
+                if known.status == PartitionStatus::Finished {
+                    continue;
+                }
+                let new: Vec<_> = p.parents.iter().filter(|parent| !known.parents.contains(parent)).cloned().collect();
+                let rank = |at: &Option<Position>| at.as_ref().map(|at| at.rank.clone());
+                if rank(&known.start) < rank(&p.start) {
+                    known.start.clone_from(&p.start);
+                    changed = true;
+                }
+                changed |= !new.is_empty();
+                known.parents.extend(new);
             }
             changed
         })

@@ -8,8 +8,10 @@
 //! The time after which a lease has expired is measured by each observer, with its own monotonic
 //! clock, from the moment at which it saw the counter move last. No two clocks are compared.
 
+mod balance;
 mod checkpoints;
 
+pub(crate) use balance::{Balancer, Moves};
 pub use checkpoints::CheckpointLeases;
 
 use std::fmt::{Debug, Write};
@@ -35,8 +37,9 @@ pub trait Leases: Debug + Send + Sync + 'static {
     /// Empty if there are none.
     async fn list(&self, pipeline: &str) -> Result<Vec<Lease>>;
 
-    /// Creates leases for these partitions, durably on return. One that is there already, finished
-    /// or not, is left as it is: every parent of a merged partition creates it.
+    /// Creates leases for these partitions, durably on return. Every parent of a merged partition
+    /// creates it: one that is there already gets the parents that it did not have yet, and the later
+    /// of two places to start at; a finished one is left as it is.
     async fn create(&self, pipeline: &str, partitions: &[Partition]) -> Result<()>;
 
     /// Gives the lease to `worker` if its counter still is `seen.counter`, whoever owned it. Moves
@@ -63,7 +66,8 @@ pub trait Leases: Debug + Send + Sync + 'static {
     /// The owner sees it when it lists the leases.
     async fn ask(&self, pipeline: &str, partition: &PartitionId, worker: &str) -> Result<()>;
 
-    /// Removes these leases if they are finished. What they had counted stays in [`Leases::counted`].
+    /// Removes these leases if they are finished. Nobody calls it for the parent of an unfinished one:
+    /// a lease whose parent is not listed is never worked on. What they had counted stays in [`Leases::counted`].
     async fn forget(&self, pipeline: &str, finished: &[PartitionId]) -> Result<()>;
 
     /// What was counted by leases whose checkpoint [`Leases::list`] does not show, or shows without
@@ -105,6 +109,13 @@ impl Lease {
 /// How long the names of a pipeline and a partition may be together. Servers cut the names of
 /// sessions (PostgreSQL to 63 bytes), and two partitions must not be taken for one.
 const READABLE: usize = 38;
+
+/// The lease for the copying of the tables, before the partitions are shared. No source has a
+/// partition of this name.
+pub(crate) const SETUP: &str = "anabranch:setup";
+
+/// The lease for trying dead letters again.
+pub(crate) const LETTERS: &str = "anabranch:letters";
 
 /// What [`CheckpointLeases`] calls its list of partitions.
 const INDEX: &str = "partitions";

@@ -1,24 +1,33 @@
 //! Builds a pipeline: setters never fail, `build` finds every error of configuration.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{OnRejected, Order, RetryLimits, RunningPipeline, Shared, SnapshotMode, Spec, Status, status};
+use super::{
+    Drained, OnRejected, Order, RetryLimits, Role, RunningPipeline, Shared, SnapshotMode, Spec, Status, Workers,
+    status, stored,
+};
 use crate::checkpointer::Checkpointer;
+use crate::control::drain::{Drain, Durable};
 use crate::control::verify::{TableVerified, Verified, VerifyOptions};
 use crate::dead_letter::DeadLetterStore;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
-use crate::runtime::{Transforms, merge_progress, supervise, transformed, verify};
+use crate::runtime::{Budget, Transforms, change_record, supervise, transformed, verify};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
 
 /// How often the source is asked how long it keeps what is needed.
 const ASK_RETENTION: Duration = Duration::from_secs(10);
+
+/// How often a drain looks at the stores.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The byte budget unless set. An allocator that keeps freed memory in pieces (glibc's) makes the
 /// process take about twice as much: 64 MiB were measured as 140. More is not faster.
@@ -51,6 +60,7 @@ impl Pipeline {
             retry: RetryLimits::default(),
             stop_deadline: Duration::from_secs(30),
             transforms: Vec::new(),
+            workers: None,
         }
     }
 
@@ -86,10 +96,7 @@ impl Pipeline {
     /// one. What does not fit between source and target is in the result.
     pub async fn check(&self) -> Result<Preflight> {
         let spec = &self.spec;
-        let mut stored = spec.checkpointer.load(&spec.name).await?.map(|(_, checkpoint)| checkpoint);
-        if let (Some(checkpoint), Some(store)) = (&mut stored, spec.sink.progress()) {
-            merge_progress(checkpoint, &store.read(&spec.name).await?, spec.lanes());
-        }
+        let stored = stored::load(spec).await?.map(|s| s.checkpoint);
         let resume = stored.as_ref().filter(|c| !c.identity.0.is_empty());
         let source_statements = spec.source.check(resume).await?;
         let tables = transformed(spec.source.tables().await?, &self.transforms)?;
@@ -115,14 +122,95 @@ impl Pipeline {
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.
     pub async fn stored_status(&self) -> Result<Option<Status>> {
         let s = &self.spec;
-        status::from_stores(
-            &s.name,
-            s.source.as_ref(),
-            s.sink.as_ref(),
-            s.checkpointer.as_ref(),
-            s.dead_letters.as_deref(),
-        )
-        .await
+        status::from_stores(s).await
+    }
+
+    /// Marks the pipeline as paused, wherever it runs: the process that runs it, or each of its
+    /// workers, finishes what is under way within a few seconds and waits. The mark survives
+    /// restarts. False if it was paused already.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) if the pipeline never ran.
+    pub async fn pause(&self) -> Result<bool> {
+        self.set_paused(true).await
+    }
+
+    /// Takes the mark away: the process that waits goes on within a few seconds. False if it was not paused.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) if the pipeline never ran.
+    pub async fn resume(&self) -> Result<bool> {
+        self.set_paused(false).await
+    }
+
+    async fn set_paused(&self, paused: bool) -> Result<bool> {
+        let changed = AtomicBool::new(false);
+        let known = change_record(self.spec.checkpointer.as_ref(), &self.spec.name, false, |checkpoint| {
+            let change = checkpoint.paused != paused;
+            checkpoint.paused = paused;
+            changed.store(change, Ordering::Relaxed);
+            Ok(change)
+        });
+        if known.await? { Ok(changed.load(Ordering::Relaxed)) } else { Err(self.never_ran()) }
+    }
+
+    /// Marks the present on the source and waits until everything committed before is durable in the
+    /// target, as the stores tell it: another process runs the pipeline, or several do. The answer
+    /// is `drained: false` at the deadline (`None`: there is none), and with dead letters open as
+    /// soon as the marker is reached.
+    ///
+    /// # Errors
+    /// If the source cannot mark its present, or the pipeline never ran. A store or source that is
+    /// down is asked again until the deadline.
+    pub async fn drain(&self, deadline: Option<Duration>) -> Result<Drained> {
+        let source = self.spec.source.as_ref();
+        let name = source.info().name;
+        let marker = source
+            .marker()
+            .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?;
+        let Some(stored) = stored::load(&self.spec).await? else { return Err(self.never_ran()) };
+        // Positions of another source, or of another life of it, mean nothing here.
+        if !stored.checkpoint.identity.0.is_empty() {
+            source.check(Some(&stored.checkpoint)).await?;
+        }
+        let mut drain = Drain::new(marker.mark().await?, source.info().order);
+        let reached = self.reach(&mut drain);
+        match deadline {
+            Some(deadline) => timeout(deadline, reached).await.unwrap_or(Ok(()))?,
+            None => reached.await?,
+        }
+        Ok(drain.answer(|at| source.describe(at)))
+    }
+
+    async fn reach(&self, drain: &mut Drain) -> Result<()> {
+        let mut tick = interval(LOOK);
+        loop {
+            tick.tick().await;
+            match self.look().await {
+                Ok(Some(now)) if drain.see(now.clone()) => return Ok(()),
+                // What is not known is not drained.
+                Ok(_) => {}
+                Err(e) if matches!(e.kind(), ErrorKind::Transient | ErrorKind::Indeterminate) => {
+                    tracing::warn!(pipeline = %self.spec.name, error = %e.report(), "cannot see how far it is");
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// What the stores tell is durable. The letters are counted after the positions are read: a row is
+    /// a letter before its position is passed.
+    async fn look(&self) -> Result<Option<Durable>> {
+        let Some(stored) = stored::load(&self.spec).await? else { return Ok(None) };
+        let open = match &self.spec.dead_letters {
+            Some(store) => store.open_count(&self.spec.name).await?,
+            None => 0,
+        };
+        Ok(Some(stored.durable(open)))
+    }
+
+    fn never_ran(&self) -> Error {
+        Error::config("pipeline.name", format!("the pipeline {} has never run", self.spec.name))
     }
 
     /// The store of its dead letters, if it has one.
@@ -172,6 +260,7 @@ pub struct PipelineBuilder {
     retry: RetryLimits,
     stop_deadline: Duration,
     transforms: Vec<Box<dyn Transform>>,
+    workers: Option<Workers>,
 }
 
 impl PipelineBuilder {
@@ -285,6 +374,13 @@ impl PipelineBuilder {
         self
     }
 
+    /// Shares the partitions of the source with other processes that run the same pipeline, in the
+    /// orders `key`, `window` and `arrival`. Default: one process runs all of it.
+    pub fn workers(mut self, workers: Workers) -> Self {
+        self.workers = Some(workers);
+        self
+    }
+
     /// The pipeline.
     ///
     /// # Errors
@@ -317,8 +413,16 @@ impl PipelineBuilder {
         if self.on_rejected != OnRejected::Stop && dead_letters.is_none() {
             return Err(missing("dead_letters.type", "on_rejected needs a store: \"sqlite\" or \"file\" for instance"));
         }
+        if let Some(workers) = &self.workers {
+            workers.check(&self.order)?;
+        }
+        let name: Arc<str> = self.name.into();
         let spec = Spec {
-            name: self.name.into(),
+            letters_of: Arc::clone(&name),
+            name,
+            role: Role::Whole,
+            workers: self.workers,
+            budget: Budget::new(self.memory),
             source,
             sink,
             order: self.order,

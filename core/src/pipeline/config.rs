@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Table;
 
 use super::keys::keys;
-use super::{OnRejected, Order, SnapshotMode};
+use super::{OnRejected, Order, SnapshotMode, WorkersConfig};
 use crate::error::{Error, Result};
 
 /// A whole configuration file.
@@ -49,6 +49,9 @@ pub struct PipelineConfig {
     /// `[[transform]]`, in order.
     #[serde(default)]
     pub transform: Vec<Table>,
+    /// `[workers]`: several processes share the partitions.
+    #[serde(default)]
+    pub workers: Option<WorkersConfig>,
 }
 
 /// `[pipeline]`
@@ -142,6 +145,7 @@ impl fmt::Debug for PipelineConfig {
             .field("checkpoint", &self.checkpoint)
             .field("dead_letters", &self.dead_letters)
             .field("mapping", &self.mapping)
+            .field("workers", &self.workers.as_ref().map(|w| &w.id))
             .field("transform", &self.transform.iter().map(Names).collect::<Vec<_>>())
             .finish()
     }
@@ -176,6 +180,15 @@ impl PipelineConfig {
             Error::config(place, e.message()).hint("it is not TOML: texts stand in quotes, sections in [brackets]")
         })?;
         keys("", table)
+    }
+
+    /// One lane for each partition is enough where the partitions are spread over processes.
+    pub(super) fn take_workers(&mut self) -> Option<WorkersConfig> {
+        let workers = self.workers.take()?;
+        if matches!(self.pipeline.order, OrderName::Key) {
+            self.pipeline.lanes.get_or_insert(1);
+        }
+        Some(workers)
     }
 
     /// Takes `source.snapshot`, which belongs to the pipeline, out of the source's table.

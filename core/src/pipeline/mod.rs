@@ -7,25 +7,31 @@ mod order;
 mod registry;
 mod running;
 mod status;
+pub(crate) mod stored;
+mod workers;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::control::drain::Drained;
 pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;
-pub use running::{Drained, Monitor, RunningPipeline};
-pub(crate) use status::Shared;
+pub use running::{Monitor, RunningPipeline};
 pub use status::{PartitionState, Phase, SnapshotState, Status};
+pub(crate) use status::{Shared, Watermark};
 
 pub use crate::runtime::{OnRejected, RetryLimits};
+pub use workers::{Workers, WorkersConfig};
 
 use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
+use crate::leases::{CheckpointLeases, Leases};
 use crate::mapping::preflight::LossyConsent;
 use crate::orderer::UnitLimits;
+use crate::runtime::Budget;
 use crate::sink::Sink;
 use crate::source::Source;
 
@@ -42,10 +48,26 @@ pub enum SnapshotMode {
     Only,
 }
 
+/// What a run is of its pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// All of it.
+    Whole,
+    /// The copying, before several workers share the partitions.
+    Setup,
+    /// One leased partition. It ends when the partition does.
+    Partition,
+}
+
 /// Everything that a run needs, checked by the builder.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Spec {
     pub(crate) name: Arc<str>,
+    pub(crate) role: Role,
+    /// The name under which dead letters are kept: the pipeline's, also in a part of it.
+    pub(crate) letters_of: Arc<str>,
+    /// How it shares the partitions with other processes, if it does.
+    pub(crate) workers: Option<Workers>,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) sink: Arc<dyn Sink>,
     pub(crate) order: Order,
@@ -57,13 +79,21 @@ pub(crate) struct Spec {
     pub(crate) create_tables: bool,
     pub(crate) snapshot: SnapshotMode,
     pub(crate) snapshot_workers: u32,
-    /// The byte budget of batches in memory.
+    /// The byte budget of batches in memory; `budget` is what is left of it.
     pub(crate) memory: usize,
+    pub(crate) budget: Budget,
     pub(crate) retry: RetryLimits,
     pub(crate) stop_deadline: Duration,
 }
 
 impl Spec {
+    /// Where the leases are, if partitions are shared.
+    pub(crate) fn leases(&self) -> Option<Arc<dyn Leases>> {
+        let workers = self.workers.as_ref()?;
+        let default = || Arc::new(CheckpointLeases::new(Arc::clone(&self.checkpointer))) as Arc<dyn Leases>;
+        Some(workers.leases.clone().unwrap_or_else(default))
+    }
+
     pub(crate) fn lanes(&self) -> u32 {
         self.order.lanes()
     }

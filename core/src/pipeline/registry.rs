@@ -12,6 +12,7 @@ use super::{Pipeline, PipelineBuilder, PipelineConfig, RetryLimits};
 use crate::checkpointer::{Checkpointer, FileCheckpointer, MemoryCheckpointer};
 use crate::dead_letter::{DeadLetterStore, FileDeadLetters, MemoryDeadLetters};
 use crate::error::{Error, Result};
+use crate::leases::Leases;
 use crate::mapping::preflight::LossyConsent;
 use crate::sink::Sink;
 use crate::source::Source;
@@ -27,6 +28,7 @@ pub struct Registry {
     checkpointers: BTreeMap<String, Make<Arc<dyn Checkpointer>>>,
     dead_letters: BTreeMap<String, Make<Arc<dyn DeadLetterStore>>>,
     transforms: BTreeMap<String, Make<Box<dyn Transform>>>,
+    leases: BTreeMap<String, Make<Arc<dyn Leases>>>,
 }
 
 impl fmt::Debug for Registry {
@@ -99,10 +101,16 @@ impl Registry {
         self.transforms.insert(kind.to_owned(), Box::new(make));
     }
 
+    /// Registers leases under a `type`; they are given the other keys of `workers.leases`.
+    pub fn leases(&mut self, kind: &str, make: impl Fn(Table) -> Result<Arc<dyn Leases>> + Send + Sync + 'static) {
+        self.leases.insert(kind.to_owned(), Box::new(make));
+    }
+
     /// The pipeline of a configuration. No connection is made.
     pub fn pipeline(&self, mut config: PipelineConfig) -> Result<Pipeline> {
         let snapshot = config.take_snapshot()?;
         let create_tables = config.take_create_tables()?;
+        let workers = config.take_workers();
         let p = &config.pipeline;
         let mut builder = Pipeline::builder(p.name.clone())
             .order(p.order()?)
@@ -111,6 +119,13 @@ impl Registry {
             .accept_lossy(LossyConsent::parse(&config.mapping.lossy)?)
             .on_rejected(config.dead_letters.on_rejected)
             .retry(RetryLimits { attempts: p.retries, ..RetryLimits::default() });
+        if let Some(keys) = workers {
+            let mut workers = keys.workers()?;
+            if let Some(keys) = keys.leases {
+                workers = workers.leases(made("workers.leases", &self.leases, keys)?);
+            }
+            builder = builder.workers(workers);
+        }
         if let Some(mib) = p.memory_mib {
             builder = builder.memory(mib.saturating_mul(1 << 20));
         }

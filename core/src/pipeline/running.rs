@@ -1,6 +1,5 @@
 //! The handle of a running pipeline.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +7,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Phase, Shared, Spec, Status};
+use super::{Drained, Phase, Shared, Spec, Status};
+use crate::control::drain::Drain;
 use crate::error::{Error, Result};
-use crate::model::{PartitionId, Position};
 
 /// A pipeline that runs. Dropping it stops it, without waiting; [`RunningPipeline::stop`] waits.
 #[derive(Debug)]
@@ -37,21 +36,6 @@ impl Monitor {
     }
 }
 
-/// The answer of [`RunningPipeline::drain`].
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Drained {
-    /// Whether everything committed on the source before the call is durable in the target.
-    pub drained: bool,
-    /// Whether the marker was reached: with open dead letters that is not enough.
-    pub marker_reached: bool,
-    /// The place that was to be reached, for each partition.
-    pub marker: BTreeMap<PartitionId, String>,
-    /// What the target has, for each partition.
-    pub reached: BTreeMap<PartitionId, String>,
-    /// Dead letters that are open or held: with one of them the target is not whole.
-    pub dead_letters_open: u64,
-}
-
 impl RunningPipeline {
     /// How far it is, now. Cheap.
     pub fn status(&self) -> Status {
@@ -72,35 +56,22 @@ impl RunningPipeline {
             .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?
             .mark()
             .await?;
-        let reached = match deadline {
-            Some(deadline) => timeout(deadline, self.reach(&marker)).await.unwrap_or(Ok(false))?,
-            None => self.reach(&marker).await?,
-        };
-        let now = self.shared.watermarks().borrow().clone();
-        let words = |at: &Position| source.describe(at);
-        Ok(Drained {
-            drained: reached && now.dead_letters_open == 0,
-            marker_reached: reached,
-            marker: marker.iter().map(|(id, p)| (id.clone(), words(p))).collect(),
-            reached: now.partitions.iter().map(|(id, p)| (id.clone(), words(&p.position))).collect(),
-            dead_letters_open: now.dead_letters_open,
-        })
+        let mut drain = Drain::new(marker, source.info().order);
+        match deadline {
+            Some(deadline) => timeout(deadline, self.reach(&mut drain)).await.unwrap_or(Ok(()))?,
+            None => self.reach(&mut drain).await?,
+        }
+        drain.see(self.shared.watermarks().borrow().durable.clone());
+        Ok(drain.answer(|at| source.describe(at)))
     }
 
-    /// True once every partition has reached its marker.
-    async fn reach(&self, marker: &BTreeMap<PartitionId, Position>) -> Result<bool> {
+    /// Returns once every partition has reached its marker.
+    async fn reach(&self, drain: &mut Drain) -> Result<()> {
         let mut watermark = self.shared.watermarks();
         let mut phases = self.shared.phases();
         loop {
-            {
-                let now = watermark.borrow_and_update();
-                // A partition that was read to its end has passed every mark in it.
-                let passed = |(id, at): (&PartitionId, &Position)| {
-                    now.finished.contains(id) || now.partitions.get(id).is_some_and(|p| p.position.rank >= at.rank)
-                };
-                if marker.iter().all(passed) {
-                    return Ok(true);
-                }
+            if drain.see(watermark.borrow_and_update().durable.clone()) {
+                return Ok(());
             }
             if matches!(*phases.borrow_and_update(), Phase::Failed | Phase::Stopped) {
                 return Err(Error::fatal("the pipeline ended before it was drained")

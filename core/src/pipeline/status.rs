@@ -2,19 +2,18 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::checkpointer::Checkpointer;
-use crate::dead_letter::DeadLetterStore;
+use super::Spec;
+use super::stored::{self, Stored};
+use crate::control::drain::Durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    Checkpoint, Counters, PartitionId, Position, Progress, SnapshotPhase, SnapshotProgress, SourceIdentity, TableName,
-    Timestamp,
+    Checkpoint, Counters, PartitionId, Position, SnapshotPhase, SnapshotProgress, SourceIdentity, TableName, Timestamp,
 };
-use crate::sink::Sink;
 use crate::source::{RetentionLeft, Source};
 
 /// What a pipeline is doing.
@@ -29,6 +28,8 @@ pub enum Phase {
     Streaming,
     /// Waiting to begin again after an error.
     Retrying,
+    /// Waiting for an operator who has paused it.
+    Paused,
     /// Ended on request, or done.
     Stopped,
     /// Ended by an error.
@@ -84,6 +85,9 @@ pub struct PartitionState {
     pub position: String,
     /// The partition's own safe time.
     pub safe_time: Option<Timestamp>,
+    /// The worker that has it, where several share the partitions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// How far a snapshot is.
@@ -146,10 +150,9 @@ struct State {
 /// What is durable in the target.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watermark {
-    pub(crate) partitions: BTreeMap<PartitionId, Progress>,
-    /// Read to their ends, and all of it durable.
-    pub(crate) finished: Arc<HashSet<PartitionId>>,
-    pub(crate) dead_letters_open: u64,
+    pub(crate) durable: Durable,
+    pub(crate) safe_times: BTreeMap<PartitionId, Timestamp>,
+    pub(crate) owners: BTreeMap<PartitionId, String>,
 }
 
 impl Shared {
@@ -206,23 +209,20 @@ impl Shared {
         self.with(|s| s.retention = Some(left));
     }
 
-    pub(crate) fn watermark(
-        &self,
-        partitions: BTreeMap<PartitionId, Progress>,
-        finished: Arc<HashSet<PartitionId>>,
-        safe_time: Option<Timestamp>,
-        counters: Counters,
-        waiting: u64,
-        dead_letters_open: u64,
-    ) {
+    pub(crate) fn watermark(&self, now: Watermark, safe_time: Option<Timestamp>, counters: Counters, waiting: u64) {
         self.with(|s| {
             // Never backwards, also when a replay begins behind what was shown before.
             s.safe_time = s.safe_time.max(safe_time);
             s.counters = counters;
             s.lag_changes = waiting;
-            s.dead_letters_open = dead_letters_open;
+            s.dead_letters_open = now.durable.dead_letters_open;
         });
-        self.watermark.send_replace(Watermark { partitions, finished, dead_letters_open });
+        self.watermark.send_replace(now);
+    }
+
+    /// Changes received and not yet applied.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.with(|s| s.lag_changes)
     }
 
     /// Something was made durable.
@@ -242,7 +242,7 @@ impl Shared {
     }
 
     pub(crate) fn status(&self, pipeline: &str, source: &dyn Source) -> Status {
-        let partitions = self.watermark.borrow().partitions.clone();
+        let partitions = self.watermark.borrow().states(source);
         let phase = *self.phase.borrow();
         self.with(|s| Status {
             pipeline: pipeline.to_owned(),
@@ -257,7 +257,7 @@ impl Shared {
             dead_letters_open: s.dead_letters_open,
             retention: s.retention.clone(),
             snapshot: s.snapshot,
-            partitions: describe(source, partitions.iter().map(|(id, p)| (id, &p.position, p.safe_time))),
+            partitions,
             identity: s.identity.clone(),
             last_error: s.last_error.as_ref().map(|(_, text)| text.clone()),
             last_error_kind: s.last_error.as_ref().map(|(kind, _)| *kind),
@@ -275,62 +275,42 @@ fn lag_seconds(safe_time: Option<Timestamp>) -> Option<f64> {
     safe_time.map(|t| (Timestamp::now().micros_since(t) as f64 / 1e6).max(0.0))
 }
 
-fn describe<'a>(
-    source: &dyn Source,
-    all: impl Iterator<Item = (&'a PartitionId, &'a Position, Option<Timestamp>)>,
-) -> BTreeMap<PartitionId, PartitionState> {
-    all.map(|(id, position, safe_time)| (id.clone(), PartitionState { position: source.describe(position), safe_time }))
-        .collect()
+impl Watermark {
+    fn states(&self, source: &dyn Source) -> BTreeMap<PartitionId, PartitionState> {
+        let state = |(id, position): (&PartitionId, &Option<Position>)| {
+            let owner = self.owners.get(id).cloned();
+            let position = match position {
+                Some(position) => source.describe(position),
+                None => "its start".to_owned(),
+            };
+            (id.clone(), PartitionState { position, safe_time: self.safe_times.get(id).copied(), owner })
+        };
+        self.durable.open.iter().map(state).collect()
+    }
+
+    /// What the stores tell, as a watermark.
+    pub(crate) fn of(stored: &Stored, dead_letters_open: u64) -> Self {
+        let safe_times = stored.open().filter_map(|(id, p)| Some((id.clone(), p.safe_time?))).collect();
+        Self { durable: stored.durable(dead_letters_open), safe_times, owners: stored.owners.clone() }
+    }
 }
 
 /// What the stores tell of a pipeline that runs elsewhere, or not at all. Its phase is the one in which
-/// its process was last seen: `Stopped` only after an orderly end. The stores do not know whether a
-/// process is alive, but when it last was.
-pub(crate) async fn from_stores(
-    pipeline: &str,
-    source: &dyn Source,
-    sink: &dyn Sink,
-    checkpointer: &dyn Checkpointer,
-    dead_letters: Option<&dyn DeadLetterStore>,
-) -> Result<Option<Status>> {
-    let Some((_, checkpoint)) = checkpointer.load(pipeline).await? else { return Ok(None) };
-    let lanes = match sink.progress() {
-        Some(store) => store.read(pipeline).await?,
-        None => Vec::new(),
-    };
-    let mut counters = checkpoint.counters;
-    if !lanes.is_empty() {
-        let mut sum = Counters { snapshot_rows: counters.snapshot_rows, ..Counters::default() };
-        for lane in &lanes {
-            sum += Counters { snapshot_rows: 0, ..lane.counters };
-        }
-        sum.dead_letters = counters.dead_letters;
-        counters = sum;
-    }
-    let mut partitions = BTreeMap::new();
-    for (id, p) in &checkpoint.partitions {
-        let stored =
-            lanes.iter().filter_map(|l| l.partitions.get(id)).min_by(|a, b| a.position.rank.cmp(&b.position.rank));
-        let newer = |at: &Position| p.position.as_ref().is_none_or(|own| own.rank < at.rank);
-        let (position, safe_time) = match stored.filter(|s| lanes.len() == 1 && newer(&s.position)) {
-            Some(stored) => (Some(stored.position.clone()), stored.safe_time.max(p.safe_time)),
-            None => (p.position.clone(), p.safe_time),
-        };
-        if let Some(position) = position {
-            partitions.insert(id.clone(), (position, safe_time));
-        }
-    }
-    let points = checkpoint.snapshot.tables.values().map(|t| &t.point.rank);
-    let whole = points.max().is_none_or(|point| partitions.values().all(|(p, _)| p.rank >= *point));
-    let done = checkpoint.snapshot.phase == SnapshotPhase::Done;
-    let safe_time = partitions.values().map(|(_, t)| *t).min().flatten().filter(|_| whole && done);
-    let open = match dead_letters {
-        Some(store) => store.open_count(pipeline).await?,
+/// its process was last seen: `Stopped` only after an orderly end, `Paused` if an operator said so. The
+/// stores do not know whether a process is alive, but when it last was.
+pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
+    let Some(stored) = stored::load(spec).await? else { return Ok(None) };
+    let open = match &spec.dead_letters {
+        Some(store) => store.open_count(&spec.name).await?,
         None => 0,
     };
+    let safe_time = stored.safe_time();
+    let partitions = Watermark::of(&stored, open).states(spec.source.as_ref());
+    let checkpoint = stored.checkpoint;
     Ok(Some(Status {
-        pipeline: pipeline.to_owned(),
+        pipeline: spec.name.to_string(),
         phase: match checkpoint.snapshot.phase {
+            _ if checkpoint.paused => Phase::Paused,
             _ if checkpoint.ended => Phase::Stopped,
             SnapshotPhase::Pending => Phase::Starting,
             SnapshotPhase::Copying => Phase::Snapshot,
@@ -342,11 +322,11 @@ pub(crate) async fn from_stores(
         lag_seconds: lag_seconds(safe_time),
         lag_bytes: None,
         lag_changes: 0,
-        counters,
+        counters: checkpoint.counters,
         dead_letters_open: open,
         retention: None,
         snapshot: Some(SnapshotState::from(&checkpoint.snapshot)),
-        partitions: describe(source, partitions.iter().map(|(id, (p, t))| (id, p, *t))),
+        partitions,
         identity: checkpoint.identity,
         last_error: None,
         last_error_kind: None,

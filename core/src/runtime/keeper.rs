@@ -6,6 +6,9 @@ use crate::checkpointer::{Checkpointer, Saved, Version};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, Timestamp};
 
+/// How often a save is tried again after an operator's mark: people do not type faster.
+const TRIES: usize = 10;
+
 /// Saves the checkpoint of one run. A conflict means that another runner has taken over.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -19,26 +22,30 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Loads what is stored and takes the next epoch: from here on an older run cannot save.
     pub(crate) async fn take_over(checkpointer: Arc<dyn Checkpointer>, pipeline: Arc<str>) -> Result<Self> {
-        let (version, checkpoint) = match checkpointer.load(&pipeline).await? {
-            Some((version, checkpoint)) => (Some(version), checkpoint),
-            None => (None, Checkpoint::default()),
-        };
-        if checkpoint.format > Checkpoint::FORMAT {
-            return Err(Error::config(
-                "checkpoint",
-                format!(
-                    "was written by a newer version (format {}, this one knows {})",
-                    checkpoint.format,
-                    Checkpoint::FORMAT
-                ),
-            )
-            .hint("run the newer version"));
+        for _ in 0..TRIES {
+            let (version, mut checkpoint) = match checkpointer.load(&pipeline).await? {
+                Some((version, checkpoint)) => (Some(version), checkpoint),
+                None => (None, Checkpoint::default()),
+            };
+            check(&checkpoint)?;
+            let before = checkpoint.epoch;
+            checkpoint.epoch += 1;
+            checkpoint.ended = false;
+            checkpoint.saved_at = Some(Timestamp::now());
+            match checkpointer.save(&pipeline, version, &checkpoint).await? {
+                Saved::Committed(version) => {
+                    return Ok(Self { checkpointer, pipeline, version: Some(version), checkpoint });
+                }
+                Saved::Conflict => {
+                    let now = checkpointer.load(&pipeline).await?;
+                    // Only an operator's mark has moved it, or another runner has this epoch already?
+                    if now.is_none_or(|(_, stored)| stored.epoch != before) {
+                        return Err(fenced(&pipeline, before + 1));
+                    }
+                }
+            }
         }
-        let mut keeper = Self { checkpointer, pipeline, version, checkpoint };
-        keeper.checkpoint.epoch += 1;
-        keeper.checkpoint.ended = false;
-        keeper.save().await?;
-        Ok(keeper)
+        Err(Error::transient(format!("the checkpoint of {pipeline} is changed by others again and again")))
     }
 
     /// Stores that the run ends here, for `status`.
@@ -50,15 +57,45 @@ impl Keeper {
     /// Stores the checkpoint durably.
     pub(crate) async fn save(&mut self) -> Result<()> {
         self.checkpoint.saved_at = Some(Timestamp::now());
-        match self.checkpointer.save(&self.pipeline, self.version, &self.checkpoint).await? {
-            Saved::Committed(version) => {
+        for _ in 0..TRIES {
+            if let Saved::Committed(version) =
+                self.checkpointer.save(&self.pipeline, self.version, &self.checkpoint).await?
+            {
                 self.version = Some(version);
-                Ok(())
+                return Ok(());
             }
-            Saved::Conflict => Err(Error::fenced(format!(
-                "another runner has taken over the pipeline {} (this one had epoch {})",
-                self.pipeline, self.checkpoint.epoch
-            ))),
+            // Nobody saves with this run's epoch but this run, and whoever marks the pipeline as paused.
+            match self.checkpointer.load(&self.pipeline).await? {
+                Some((version, stored)) if stored.epoch == self.checkpoint.epoch => {
+                    self.checkpoint.paused = stored.paused;
+                    self.version = Some(version);
+                }
+                _ => break,
+            }
         }
+        Err(fenced(&self.pipeline, self.checkpoint.epoch))
     }
+}
+
+fn check(checkpoint: &Checkpoint) -> Result<()> {
+    if checkpoint.format > Checkpoint::FORMAT {
+        return Err(Error::config(
+            "checkpoint",
+            format!(
+                "was written by a newer version (format {}, this one knows {})",
+                checkpoint.format,
+                Checkpoint::FORMAT
+            ),
+        )
+        .hint("run the newer version"));
+    }
+    if checkpoint.sharing.is_some() {
+        return Err(Error::config("workers", "this pipeline's partitions are shared by several workers")
+            .hint("keep the section [workers]; one worker alone is enough to run it"));
+    }
+    Ok(())
+}
+
+fn fenced(pipeline: &str, epoch: u64) -> Error {
+    Error::fenced(format!("another runner has taken over the pipeline {pipeline} (this one had epoch {epoch})"))
 }

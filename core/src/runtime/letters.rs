@@ -53,6 +53,9 @@ pub(crate) struct Letters {
     pub(crate) whole_transactions: bool,
     /// How often a letter is tried by itself before it needs a person.
     pub(crate) max_attempts: u32,
+    /// Whether this run tries letters again itself. Else another one does, and this one only looks
+    /// which are left.
+    pub(crate) retries: bool,
     held: Mutex<Held>,
     open: AtomicU64,
     put: AtomicU64,
@@ -86,6 +89,7 @@ impl Letters {
         policy: OnRejected,
         whole_transactions: bool,
         max_attempts: u32,
+        retries: bool,
     ) -> Result<Self> {
         let letters = Self {
             pipeline,
@@ -94,6 +98,7 @@ impl Letters {
             policy,
             whole_transactions,
             max_attempts,
+            retries,
             held: Mutex::default(),
             open: AtomicU64::new(0),
             put: AtomicU64::new(0),
@@ -296,7 +301,7 @@ impl Letters {
     /// behind it. Called while every lane is idle, so that no change of a held key is under way.
     pub(crate) async fn retry(&self, writer: &mut dyn SinkWriter) -> Result<()> {
         let mut blocked = Held::default();
-        let waiting = self.waiting(PASS).await?;
+        let waiting = if self.retries { self.waiting(PASS).await? } else { Vec::new() };
         for group in self.groups(&waiting) {
             let unit = unit_of(group)?;
             let is_blocked = unit.changes().any(|c| blocked.touches(c));
@@ -352,11 +357,7 @@ impl Letters {
     /// The letters that are tried together: a transaction's in `transaction` order, else one.
     fn groups<'a>(&self, letters: &'a [DeadLetter]) -> Vec<&'a [DeadLetter]> {
         let same = |a: &DeadLetter, b: &DeadLetter| {
-            let prefix = |l: &DeadLetter| {
-                let rank = l.position.rank.as_bytes();
-                rank[..rank.len().saturating_sub(8)].to_vec()
-            };
-            self.whole_transactions && a.partition == b.partition && prefix(a) == prefix(b)
+            self.whole_transactions && a.partition == b.partition && transaction_of(a) == transaction_of(b)
         };
         letters.chunk_by(same).collect()
     }
@@ -374,6 +375,9 @@ impl Letters {
                 break;
             }
         }
+        // Ids begin with the partition, but a key that moved to a child partition goes on with higher
+        // ranks there. Letters of one transaction and partition stay together.
+        all.sort_by(|a, b| transaction_of(a).cmp(transaction_of(b)).then_with(|| a.id.cmp(&b.id)));
         Ok(all)
     }
 
@@ -413,6 +417,12 @@ impl Letters {
         // A panic under the lock leaves whole entries behind: the sets stay usable.
         f(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// The rank prefix that is the transaction's.
+fn transaction_of(letter: &DeadLetter) -> &[u8] {
+    let rank = letter.position.rank.as_bytes();
+    &rank[..rank.len().saturating_sub(8)]
 }
 
 fn is_row(change: ChangeRef<'_>) -> bool {

@@ -57,6 +57,11 @@ impl Lineage {
         open.map(|(id, p)| (partition(id, p), progress(id, p))).collect()
     }
 
+    /// Whether nothing is left to read.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.partitions.values().all(|p| p.status == PartitionStatus::Finished)
+    }
+
     /// The partitions to open now, each with where to start and the acknowledgements it will get.
     pub(crate) fn openable(&mut self) -> Vec<(Partition, Option<Position>, watch::Receiver<Option<Position>>)> {
         let mut open = Vec::new();
@@ -193,12 +198,6 @@ impl Lineage {
                 forward
             });
         }
-    }
-
-    /// How far every unfinished partition is durable.
-    pub(crate) fn durable(&self) -> BTreeMap<PartitionId, Progress> {
-        let open = self.partitions.iter().filter(|(_, p)| p.status != PartitionStatus::Finished);
-        open.filter_map(|(id, p)| Some((id.clone(), progress(id, p)?))).collect()
     }
 
     /// The time up to which every partition is durable; `None` while one does not say. A partition

@@ -16,22 +16,32 @@ mod session;
 mod snapshot;
 mod stream;
 mod verify;
+mod workers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use batches::Budget;
 pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
 pub(crate) use verify::verify;
+pub(crate) use workers::change_record;
 
+use crate::control::pause::{Pause, Step};
 use crate::error::{Error, Result};
-use crate::pipeline::{Phase, Shared, SnapshotMode, Spec};
+use crate::pipeline::{Phase, Role, Shared, SnapshotMode, Spec};
 use retry::{Decision, Retry};
 use session::Session;
+
+/// How often the checkpoint is asked whether an operator has paused the pipeline.
+const ASK_PAUSED: Duration = Duration::from_secs(2);
 
 /// Runs attempts until one ends well, or an error asks for more than another try. `ready` hears of
 /// the first attempt's preparation.
@@ -45,11 +55,17 @@ pub(crate) async fn supervise(
     let mut retry = Retry::new(spec.retry);
     let mut ready = Some(ready);
     loop {
-        let error = match attempt(&spec, &transforms, &shared, &stop, &mut ready).await {
-            Ok(()) => {
+        while_paused(&spec, &shared, &stop, &mut ready).await;
+        if stop.is_cancelled() {
+            shared.phase(Phase::Stopped);
+            return Ok(());
+        }
+        let error = match until_paused(&spec, &transforms, &shared, &stop, &mut ready).await {
+            Ok(Ended::Done) => {
                 shared.phase(Phase::Stopped);
                 return Ok(());
             }
+            Ok(Ended::Paused) => continue,
             Err(e) => e,
         };
         if shared.take_progressed() {
@@ -81,6 +97,88 @@ pub(crate) async fn supervise(
     }
 }
 
+/// How an attempt ended well.
+enum Ended {
+    /// It was stopped, or had no more to do.
+    Done,
+    /// An operator paused the pipeline.
+    Paused,
+}
+
+/// Whether an operator has marked the pipeline as paused. A store that does not answer now is asked
+/// again; it stops a run by other ways.
+async fn is_paused(spec: &Spec) -> bool {
+    matches!(spec.checkpointer.load(&spec.name).await, Ok(Some((_, checkpoint))) if checkpoint.paused)
+}
+
+/// Waits until the pipeline is not paused, or is stopped. A part of a pipeline is paused with the whole.
+async fn while_paused(
+    spec: &Spec,
+    shared: &Shared,
+    stop: &CancellationToken,
+    ready: &mut Option<oneshot::Sender<Result<()>>>,
+) {
+    while spec.role == Role::Whole && is_paused(spec).await {
+        shared.phase(Phase::Paused);
+        if let Some(ready) = ready.take() {
+            let _ = ready.send(Ok(()));
+        }
+        tokio::select! {
+            biased;
+            // 1. Stopping ends the waiting.
+            () = stop.cancelled() => return,
+            // 2. Ask again.
+            () = tokio::time::sleep(ASK_PAUSED) => {}
+        }
+    }
+}
+
+/// One attempt, which ends in an orderly way when the pipeline is paused.
+async fn until_paused(
+    spec: &Arc<Spec>,
+    transforms: &Transforms,
+    shared: &Arc<Shared>,
+    stop: &CancellationToken,
+    ready: &mut Option<oneshot::Sender<Result<()>>>,
+) -> Result<Ended> {
+    let halt = stop.child_token();
+    let mut pause = Pause::Running;
+    let result = {
+        let mut run: BoxFuture<'_, Result<()>> = match spec.workers {
+            Some(_) if spec.role == Role::Whole => Box::pin(workers::share(spec, transforms, shared, &halt, ready)),
+            _ => Box::pin(attempt(spec, transforms, shared, &halt, ready)),
+        };
+        let mut ask = tokio::time::interval(ASK_PAUSED);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                // 1. The end.
+                result = &mut run => break result,
+                // 2. The mark. Asking holds up nothing but this loop: the attempt has tasks of its own
+                // for whatever must not wait.
+                _ = ask.tick(), if spec.role == Role::Whole && pause == Pause::Running => {
+                    let asked = is_paused(spec);
+                    let marked = tokio::select! {
+                        biased;
+                        result = &mut run => break result,
+                        marked = asked => marked,
+                    };
+                    if pause.seen(marked) == Step::Finish {
+                        tracing::info!(pipeline = %spec.name, "paused by an operator");
+                        halt.cancel();
+                    }
+                }
+            }
+        }
+    };
+    pause.ended();
+    match (result, pause) {
+        (Ok(()), Pause::Paused) if !stop.is_cancelled() => Ok(Ended::Paused),
+        (result, _) => result.map(|()| Ended::Done),
+    }
+}
+
 /// One attempt: take over, copy, stream.
 async fn attempt(
     spec: &Arc<Spec>,
@@ -96,7 +194,7 @@ async fn attempt(
         let _ = ready.send(Ok(()));
     }
     let copied = snapshot::copy(&mut session, shared, stop).await?;
-    if !copied || spec.snapshot == SnapshotMode::Only || stop.is_cancelled() {
+    if !copied || spec.snapshot == SnapshotMode::Only || spec.role == Role::Setup || stop.is_cancelled() {
         return session.keeper.save_end().await;
     }
     stream::stream(session, shared, stop).await

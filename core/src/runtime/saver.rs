@@ -65,7 +65,7 @@ impl Saver {
     /// How often a moved checkpoint is saved: a replay after a crash begins there, unless the target
     /// stores the progress itself; then it is only for idle progress and for `status`.
     pub(crate) fn period(&self, stored_in_target: bool) -> Duration {
-        if stored_in_target { Duration::from_secs(3) } else { Duration::from_millis(500) }
+        if stored_in_target { Duration::from_secs(1) } else { Duration::from_millis(500) }
     }
 
     pub(crate) fn is_idle(&self) -> bool {

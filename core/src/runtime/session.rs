@@ -9,7 +9,7 @@ use super::reader::Transforms;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{Preflight, preflight};
 use crate::model::{BatchBuilder, Checkpoint, Counters, Op, PartitionId, Position, Progress, TableSchema, Transaction};
-use crate::pipeline::Spec;
+use crate::pipeline::{Role, Spec};
 use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
 
 /// A pipeline that this run owns, checked and ready to copy and to stream.
@@ -58,12 +58,13 @@ impl Session {
         }
 
         let letters = Letters::load(
-            Arc::clone(&spec.name),
+            Arc::clone(&spec.letters_of),
             Arc::clone(&spec.source),
             spec.dead_letters.clone(),
             spec.on_rejected,
             spec.order.keeps_transactions(),
             spec.max_attempts,
+            spec.role == Role::Whole,
         )
         .await?;
         let retried = stored.iter().filter_map(|l| l.partitions.get(RETRIED)).max_by_key(|p| p.position.token.clone());

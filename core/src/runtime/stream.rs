@@ -16,10 +16,11 @@ use super::reader::{ReaderTask, Reading};
 use super::saver::{SaveTask, Saver};
 use super::session::Session;
 use super::snapshot::copies;
+use crate::control::drain::Durable;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Unit, UnitId};
+use crate::model::{BatchId, ChangeBatch, Counters, Position, Progress, TableName, Unit, UnitId};
 use crate::orderer::Orderer;
-use crate::pipeline::{Phase, Shared};
+use crate::pipeline::{Phase, Role, Shared, Watermark};
 use crate::sink::LanePurpose;
 use crate::source::StartFrom;
 
@@ -102,7 +103,7 @@ struct ReaderSeed {
 impl Coordinator {
     async fn start(session: Session, shared: &Arc<Shared>) -> Result<Self> {
         let spec = Arc::clone(&session.spec);
-        let budget = Budget::new(spec.memory);
+        let budget = spec.budget.clone();
         let pinned = session.preflight.pinned_groups();
         let orderer = spec.order.orderer(spec.source.info().order, spec.unit_limits(), pinned);
         let (applied_out, applied) = mpsc::channel(READ_AHEAD);
@@ -167,7 +168,7 @@ impl Coordinator {
         let mut stopping = false;
         loop {
             self.hand_out()?;
-            if stopping && self.in_flight.is_empty() {
+            if (stopping || self.finished()) && self.in_flight.is_empty() {
                 return Ok(());
             }
             let hungry = !stopping && (self.orderer.has_room() || self.in_flight.is_empty());
@@ -197,6 +198,11 @@ impl Coordinator {
                 Some(reading) = self.readings.recv(), if hungry => self.on_reading(reading)?,
             }
         }
+    }
+
+    /// Whether this run was for one partition, and that is read to its end, and durable.
+    fn finished(&self) -> bool {
+        self.reader_seed.spec.role == Role::Partition && self.lineage.is_finished()
     }
 
     fn on_reading(&mut self, reading: Reading) -> Result<()> {
@@ -358,13 +364,22 @@ impl Coordinator {
         let low = self.orderer.low_watermark();
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();
-        let progress: BTreeMap<PartitionId, Progress> = self.lineage.durable();
+        let open = self.lineage.unfinished();
         let counters = self.counters();
         let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
-        let whole = progress.values().all(|p| visible(&p.position));
+        let whole = open.iter().filter_map(|(_, p)| p.as_ref()).all(|p| visible(&p.position));
         let safe_time = self.lineage.safe_time().filter(|_| whole);
-        let finished = self.lineage.finished();
-        self.shared.watermark(progress, finished, safe_time, counters, waiting, self.letters.open());
+        let now = Watermark {
+            safe_times: open.iter().filter_map(|(p, at)| Some((p.id.clone(), at.as_ref()?.safe_time?))).collect(),
+            durable: Durable {
+                open: open.into_iter().map(|(p, at)| (p.id, at.map(|at| at.position))).collect(),
+                finished: self.lineage.finished(),
+                copying: false,
+                dead_letters_open: self.letters.open(),
+            },
+            owners: BTreeMap::new(),
+        };
+        self.shared.watermark(now, safe_time, counters, waiting);
         if self.lineage.wants_saving() && self.saver.is_idle() {
             self.save_if_moved();
         }

@@ -9,4 +9,5 @@ pub mod faults;
 pub mod generator;
 pub mod generators;
 pub mod history;
+pub mod shards;
 pub mod units;

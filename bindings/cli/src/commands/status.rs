@@ -1,26 +1,47 @@
 //! `anabranch status`
 
+use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use anabranch::pipeline::{Phase, Status};
 use anabranch::{Error, Result, Timestamp};
 
-use crate::say::say;
+use crate::say::{is_heard, say};
 use crate::{exit, load, progress};
 
-/// Prints what the stores tell.
-pub(crate) async fn status(file: &Path, json: bool) -> Result<u8> {
+/// Between two looks of `--watch`.
+const WATCH: Duration = Duration::from_secs(2);
+
+/// Prints what the stores tell, once or again and again.
+pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
     let pipeline = load::pipeline(file)?;
-    let Some(status) = pipeline.stored_status().await? else {
-        return Err(Error::config("pipeline.name", format!("the pipeline {} has never run", pipeline.name())));
-    };
-    if json {
-        let text = serde_json::to_string_pretty(&status).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
-        say(format_args!("{text}"));
-    } else {
-        print(&status);
+    let mut tick = tokio::time::interval(WATCH);
+    loop {
+        tokio::select! {
+            biased;
+            // 1. Seen enough.
+            _ = tokio::signal::ctrl_c(), if watch => return Ok(exit::DONE),
+            // 2. Time to look; the first time at once.
+            _ = tick.tick() => {}
+        }
+        let Some(status) = pipeline.stored_status().await? else {
+            return Err(Error::config("pipeline.name", format!("the pipeline {} has never run", pipeline.name())));
+        };
+        if json {
+            let text = if watch { serde_json::to_string(&status) } else { serde_json::to_string_pretty(&status) };
+            say(text.map_err(|e| Error::fatal("cannot write JSON").because(e))?);
+        } else {
+            if watch && std::io::stdout().is_terminal() {
+                // The screen's beginning, and nothing below it.
+                say("\x1b[H\x1b[2J");
+            }
+            print(&status);
+        }
+        if !watch || !is_heard() {
+            return Ok(exit::DONE);
+        }
     }
-    Ok(exit::DONE)
 }
 
 /// A process stores something every ten seconds at least; after some of these it is not there any more,
@@ -62,7 +83,8 @@ fn print(s: &Status) {
     say(format_args!("changes       {} in {} transactions", s.counters.changes, s.counters.transactions));
     say(format_args!("dead letters  {} open", s.dead_letters_open));
     for (id, partition) in &s.partitions {
-        say(format_args!("position      {id} at {}", partition.position));
+        let owner = partition.owner.as_ref().map_or_else(String::new, |o| format!(", with {o}"));
+        say(format_args!("position      {id} at {}{owner}", partition.position));
     }
     for (key, value) in &s.identity.0 {
         say(format_args!("source        {key} {value}"));

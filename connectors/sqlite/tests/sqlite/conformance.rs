@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anabranch_core::leases::CheckpointLeases;
 use anabranch_core::{DataType, Sink, TableSchema, TargetSchema};
 use anabranch_sqlite::Sqlite;
 use anabranch_testkit::conformance::{self, sink::SinkUnderTest};
@@ -80,6 +81,13 @@ async fn checkpointer() {
     let file = File::new();
     let shared = Sqlite::open(&file.path);
     conformance::checkpointer::run(async || Arc::new(shared.clone()) as _).await;
+}
+
+#[tokio::test]
+async fn leases() {
+    let file = File::new();
+    let store = || Arc::new(Sqlite::open(&file.path).checkpointer());
+    conformance::leases::run(async || Arc::new(CheckpointLeases::new(store())) as _).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use anabranch_core::{Counters, Lease, Leases, Partition, PartitionId, PartitionP
 /// With what the leases did wrong.
 pub async fn run(open: impl AsyncFn() -> Arc<dyn Leases>) {
     what_is_created_is_listed_once(&open).await;
+    a_child_of_two_parents_waits_for_both(&open).await;
     of_two_takers_one_wins(&open).await;
     each_owner_has_a_higher_epoch(&open).await;
     a_lost_lease_stores_nothing(&open).await;
@@ -38,6 +39,24 @@ async fn what_is_created_is_listed_once(open: &impl AsyncFn() -> Arc<dyn Leases>
     let mut listed: Vec<Lease> = two.list(pipeline).await.expect("list").into_iter().map(timeless).collect();
     listed.sort_by(|a, b| b.id().cmp(a.id()));
     assert_eq!(listed, [taken, Lease::new(child)]);
+}
+
+/// Each parent of a merged partition may know parents that the other does not, and the later one
+/// where it begins.
+async fn a_child_of_two_parents_waits_for_both(open: &impl AsyncFn() -> Arc<dyn Leases>) {
+    let leases = open().await;
+    let pipeline = "leases-merged";
+    let child = |parent: &str, start: u8| Partition {
+        id: PartitionId::new("child"),
+        parents: vec![PartitionId::new(parent)],
+        start: Some(Position::new(Rank::of_end(&[start]), vec![start])),
+    };
+    for (parent, start) in [("one", 3), ("two", 5), ("one", 3)] {
+        leases.create(pipeline, &[child(parent, start)]).await.expect("create");
+    }
+    let listed = find(&leases, pipeline, &child("one", 0).id).await;
+    assert_eq!(listed.partition.parents, [PartitionId::new("one"), PartitionId::new("two")]);
+    assert_eq!(listed.partition.start, child("", 5).start);
 }
 
 async fn of_two_takers_one_wins(open: &impl AsyncFn() -> Arc<dyn Leases>) {
