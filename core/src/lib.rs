@@ -49,6 +49,7 @@ pub mod orderer;
 pub mod pipeline;
 mod runtime;
 mod secret;
+pub mod sharded;
 mod sink;
 mod source;
 pub mod transform;
@@ -63,6 +64,7 @@ pub use pipeline::{
     Arrival, ByKey, ByTransaction, ByWindow, Order, Pipeline, PipelineBuilder, RunningPipeline, Status,
 };
 pub use secret::{Exposed, Secret};
+pub use sharded::Sharded;
 pub use sink::{
     Claim, Durability, Lane, LaneProgress, LanePurpose, ProgressStore, RejectedChange, Sink, SinkInfo, SinkWriter,
     Written,

@@ -12,6 +12,7 @@ use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{Counters, PartitionId, Progress, SourceIdentity, Unit};
+use crate::sharded::Sharded;
 
 /// A database that changes are applied to.
 #[async_trait]
@@ -40,6 +41,11 @@ pub trait Sink: Debug + Send + Sync + 'static {
 
     /// The target's tables: for preflight, and to create missing ones.
     fn target(&self) -> Option<&dyn TargetSchema> {
+        None
+    }
+
+    /// The shards behind it, if it is several databases: each has lanes of its own.
+    fn sharded(&self) -> Option<&Sharded> {
         None
     }
 }

@@ -147,7 +147,7 @@ async fn lane_rows(conn: &mut Conn, pipeline: &str, locking: &str) -> Result<Vec
         lanes,
         epoch,
         identity,
-        counters: Counters { changes, transactions, snapshot_rows, dead_letters },
+        counters: Counters { changes, transactions, snapshot_rows, dead_letters, ..Counters::default() },
     };
     Ok(rows.into_iter().map(row).collect())
 }

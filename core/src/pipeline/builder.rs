@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{OnRejected, Order, RetryLimits, RunningPipeline, Shared, SnapshotMode, Spec, Status, status};
+use super::{LetterPolicy, OnRejected, Order, RetryLimits, RunMode, RunningPipeline, Shared, SnapshotMode, Spec, Status, status};
 use crate::checkpointer::Checkpointer;
-use crate::dead_letter::DeadLetterStore;
+use crate::dead_letter::{Classes, DeadLetterStore};
 use crate::error::{Error, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
 use crate::runtime::{Transforms, merge_progress, supervise, transformed};
@@ -40,8 +40,8 @@ impl Pipeline {
             order: Order::Transaction,
             checkpointer: None,
             dead_letters: None,
-            on_rejected: OnRejected::Stop,
-            max_attempts: 10,
+            letters: LetterPolicy::default(),
+            mode: RunMode::Regular,
             consent: LossyConsent::default(),
             create_tables: false,
             snapshot: SnapshotMode::Initial,
@@ -121,6 +121,22 @@ impl Pipeline {
     }
 }
 
+fn check_lanes(order: &Order, sink: &dyn Sink) -> Result<()> {
+    let (most, name) = match sink.sharded() {
+        Some(sharded) => (sharded.max_lanes_per_shard(), "each shard".to_owned()),
+        None => (sink.info().max_lanes, sink.info().name.to_owned()),
+    };
+    if order.lanes() == 0 || order.lanes() > most {
+        let range = if most == 1 { "1".to_owned() } else { format!("from 1 to {most}") };
+        return Err(Error::config("pipeline.lanes", format!("must be {range} for {name}")));
+    }
+    if sink.sharded().is_some() && matches!(order, Order::Window { .. }) && order.lanes() > 1 {
+        let problem = "must be 1: a shard's windows are applied one after another";
+        return Err(Error::config("pipeline.lanes", problem).hint("set order = \"key\" for several lanes to a shard"));
+    }
+    Ok(())
+}
+
 async fn watch_retention(spec: Arc<Spec>, shared: Arc<Shared>, stop: CancellationToken) {
     let Some(retention) = spec.source.retention() else { return };
     let mut tick = tokio::time::interval(ASK_RETENTION);
@@ -147,8 +163,8 @@ pub struct PipelineBuilder {
     order: Order,
     checkpointer: Option<Arc<dyn Checkpointer>>,
     dead_letters: Option<Arc<dyn DeadLetterStore>>,
-    on_rejected: OnRejected,
-    max_attempts: u32,
+    letters: LetterPolicy,
+    mode: RunMode,
     consent: LossyConsent,
     create_tables: bool,
     snapshot: SnapshotMode,
@@ -207,13 +223,38 @@ impl PipelineBuilder {
 
     /// What happens to a row that the target refuses. Default: [`OnRejected::Stop`].
     pub fn on_rejected(mut self, policy: OnRejected) -> Self {
-        self.on_rejected = policy;
+        self.letters.on_rejected = policy;
         self
     }
 
-    /// How often a dead letter is tried again by itself. Default 10.
+    /// How often a dead letter is tried again by itself; then it is severe. Default 500.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = attempts;
+        self.letters.max_attempts = attempts;
+        self
+    }
+
+    /// How long a dead letter waits between two tries. Default, and least: 10 s.
+    pub fn retry_letters_after(mut self, wait: Duration) -> Self {
+        self.letters.retry_after = wait;
+        self
+    }
+
+    /// Which refusals may mend themselves. Default: see [`Classes`].
+    pub fn classes(mut self, classes: Classes) -> Self {
+        self.letters.classes = classes;
+        self
+    }
+
+    /// Whether changes that transforms left out are kept in the dead-letter store, closed: those of a
+    /// filter, and those of tables that a mapping does not have. Default: both. They are always counted.
+    pub fn keep_left_out(mut self, filtered: bool, skipped: bool) -> Self {
+        (self.letters.keep_filtered, self.letters.keep_skipped) = (filtered, skipped);
+        self
+    }
+
+    /// What the run does. Default: [`RunMode::Regular`].
+    pub fn mode(mut self, mode: RunMode) -> Self {
+        self.mode = mode;
         self
     }
 
@@ -287,11 +328,7 @@ impl PipelineBuilder {
                 "this sink keeps no checkpoints: set one, of type \"sqlite\" or \"file\" for instance",
             )
         })?;
-        let most = sink.info().max_lanes;
-        if self.order.lanes() == 0 || self.order.lanes() > most {
-            let range = if most == 1 { "1".to_owned() } else { format!("from 1 to {most}") };
-            return Err(Error::config("pipeline.lanes", format!("must be {range} for {}", sink.info().name)));
-        }
+        check_lanes(&self.order, sink.as_ref())?;
         if self.memory < 1 << 20 {
             return Err(Error::config("pipeline.memory_mib", "must be at least 1"));
         }
@@ -299,7 +336,10 @@ impl PipelineBuilder {
             return Err(Error::config("pipeline.snapshot_workers", "must be at least 1"));
         }
         let dead_letters = self.dead_letters.or_else(|| sink.dead_letters());
-        if self.on_rejected != OnRejected::Stop && dead_letters.is_none() {
+        if self.mode != RunMode::Regular && dead_letters.is_none() {
+            return Err(missing("dead_letters.type", "there is no store whose letters could be tried again"));
+        }
+        if self.letters.on_rejected != OnRejected::Stop && dead_letters.is_none() {
             return Err(missing("dead_letters.type", "on_rejected needs a store: \"sqlite\" or \"file\" for instance"));
         }
         let spec = Spec {
@@ -309,8 +349,8 @@ impl PipelineBuilder {
             order: self.order,
             checkpointer,
             dead_letters,
-            on_rejected: self.on_rejected,
-            max_attempts: self.max_attempts,
+            letters: self.letters,
+            mode: self.mode,
             consent: self.consent,
             create_tables: self.create_tables,
             snapshot: self.snapshot,

@@ -5,29 +5,37 @@
 //! of recovery, so the way that a crash takes is the way that is taken all the time.
 
 mod batches;
+mod in_order;
 mod keeper;
 mod lane;
 mod letters;
 mod lineage;
+mod parking;
 mod reader;
+mod replay;
 mod retry;
 mod saver;
 mod session;
+mod shards;
 mod snapshot;
 mod stream;
+mod tally;
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use letters::{LetterPolicy, OpenLetters};
 pub use letters::OnRejected;
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
+pub(crate) use shards::leave_alone;
+pub(crate) use tally::{TALLY, Tally};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{Phase, Shared, SnapshotMode, Spec};
+use crate::pipeline::{Phase, RunMode, Shared, SnapshotMode, Spec};
 use retry::{Decision, Retry};
 use session::Session;
 
@@ -52,6 +60,10 @@ pub(crate) async fn supervise(
         };
         if shared.take_progressed() {
             retry.progressed();
+        }
+        if shared.take_resuming() && !stop.is_cancelled() {
+            // Not a failure: a halted shard answers again, and the next attempt takes it in.
+            continue;
         }
         let decision = retry.decide(&error, rand::random());
         shared.failed(&error, retry.failures());
@@ -88,10 +100,13 @@ async fn attempt(
     ready: &mut Option<oneshot::Sender<Result<()>>>,
 ) -> Result<()> {
     shared.phase(Phase::Starting);
-    let mut session = Session::open(spec, transforms).await?;
-    shared.opened(&session.keeper.checkpoint, session.counters);
+    let mut session = Session::open(spec, transforms, shared).await?;
+    shared.opened(&session.keeper.checkpoint, session.counters());
     if let Some(ready) = ready.take() {
         let _ = ready.send(Ok(()));
+    }
+    if spec.mode != RunMode::Regular {
+        return replay::replay(session, shared).await;
     }
     let copied = snapshot::copy(&mut session, shared, stop).await?;
     if !copied || spec.snapshot == SnapshotMode::Only || stop.is_cancelled() {

@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 use crate::model::{Counters, PartitionId, PartitionProgress};
 
 type Partitions = BTreeMap<PartitionId, PartitionProgress>;
+/// Of all, and of each shard.
+type Counted = (Counters, BTreeMap<String, Counters>);
 
 /// The task that owns the checkpoint.
 pub(crate) struct SaveTask {
@@ -20,12 +22,13 @@ pub(crate) struct SaveTask {
 impl SaveTask {
     async fn run(
         mut self,
-        mut wanted: mpsc::Receiver<(Partitions, Counters)>,
+        mut wanted: mpsc::Receiver<(Partitions, Counted)>,
         saved: mpsc::Sender<Result<Partitions>>,
     ) {
-        while let Some((partitions, counters)) = wanted.recv().await {
+        while let Some((partitions, (counters, shards))) = wanted.recv().await {
             self.keeper.checkpoint.partitions = partitions;
             self.keeper.checkpoint.counters = counters;
+            self.keeper.checkpoint.shards = shards;
             let result = self.keeper.save().await.map(|()| self.keeper.checkpoint.partitions.clone());
             let failed = result.is_err();
             if saved.send(result).await.is_err() || failed {
@@ -37,7 +40,7 @@ impl SaveTask {
 
 /// The coordinator's end of it: at most one save is under way.
 pub(crate) struct Saver {
-    wanted: mpsc::Sender<(Partitions, Counters)>,
+    wanted: mpsc::Sender<(Partitions, Counted)>,
     saved: mpsc::Receiver<Result<Partitions>>,
     under_way: bool,
     task: JoinHandle<()>,
@@ -61,7 +64,7 @@ impl Saver {
     }
 
     /// Begins to save. Only while [`Saver::is_idle`].
-    pub(crate) fn save(&mut self, partitions: Partitions, counters: Counters) {
+    pub(crate) fn save(&mut self, partitions: Partitions, counters: Counted) {
         self.under_way = self.wanted.try_send((partitions, counters)).is_ok();
     }
 
@@ -76,7 +79,7 @@ impl Saver {
     }
 
     /// The last save of a run.
-    pub(crate) async fn finish(&mut self, partitions: Partitions, counters: Counters) -> Result<Partitions> {
+    pub(crate) async fn finish(&mut self, partitions: Partitions, counters: Counted) -> Result<Partitions> {
         if self.under_way {
             self.saved().await?;
         }

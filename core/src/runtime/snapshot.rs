@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::Transforms;
 use super::session::Session;
+use crate::dead_letter::LetterClass;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{
@@ -18,6 +19,7 @@ use crate::model::{
 use crate::pipeline::{Phase, Shared, SnapshotMode};
 use crate::sink::{LanePurpose, SinkWriter};
 use crate::source::{ChangeReader, Chunk, Next, Snapshot};
+use crate::transform::rewrite;
 
 /// Copies every table that is not copied yet, also one that was published after the others were
 /// copied: the stream has only its later changes. Returns false if it was stopped before it was done.
@@ -186,8 +188,9 @@ async fn record(session: &mut Session, shared: &Shared, chunk: &ChunkDone) -> Re
     table.rows += chunk.rows;
     table.finished = table.done == table.chunks;
     checkpoint.counters.snapshot_rows += chunk.rows;
-    session.counters.snapshot_rows += chunk.rows;
-    shared.copied(session.counters, &checkpoint.snapshot);
+    session.snapshot_rows += chunk.rows;
+    let counters = session.counters();
+    shared.copied(counters, &session.keeper.checkpoint.snapshot);
     session.keeper.save().await
 }
 
@@ -235,7 +238,7 @@ impl Worker {
                         opened = true;
                         rows += self.write(std::mem::take(&mut held), part).await?;
                     }
-                    let batch = self.transforms.apply(batch)?;
+                    let batch = without_left_out(self.transforms.apply(batch)?)?;
                     if !batch.is_empty() {
                         held.push(batch);
                     }
@@ -274,4 +277,21 @@ impl Worker {
             None => Ok(rows),
         }
     }
+}
+
+/// A copy has no place for what transforms leave out, except for what they refuse.
+fn without_left_out(batch: ChangeBatch) -> Result<ChangeBatch> {
+    if !batch.leaves_out() {
+        return Ok(batch);
+    }
+    let refused = batch.changes().find_map(|c| c.left_out().filter(|why| why.class == LetterClass::Severe));
+    if let Some(why) = refused {
+        return Err(Error::rejected(why.reason.to_string()).context("a row of the snapshot"));
+    }
+    rewrite(&batch, |change, out| {
+        if change.left_out().is_none() {
+            out.keep(change);
+        }
+        Ok(())
+    })
 }

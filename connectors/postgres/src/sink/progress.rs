@@ -141,6 +141,7 @@ fn lane(row: &Row) -> Result<LaneProgress> {
             transactions: count(5),
             snapshot_rows: count(6),
             dead_letters: count(7),
+            ..Counters::default()
         },
     })
 }
