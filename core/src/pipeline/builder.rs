@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{LetterPolicy, OnRejected, Order, RetryLimits, RunMode, RunningPipeline, Shared, SnapshotMode, Spec, Status, status};
+use super::{
+    LetterPolicy, OnRejected, Order, RetryLimits, RunMode, RunningPipeline, Shared, SnapshotMode, Spec, Status, status,
+};
 use crate::checkpointer::Checkpointer;
 use crate::dead_letter::{Classes, DeadLetterStore};
 use crate::error::{Error, Result};

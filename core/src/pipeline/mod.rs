@@ -20,8 +20,8 @@ pub use running::{Drained, Monitor, RunningPipeline};
 pub(crate) use status::{Known, Shared};
 pub use status::{PartitionState, Phase, ShardPhase, ShardState, SnapshotState, Status};
 
-pub use crate::runtime::{OnRejected, RetryLimits};
 pub(crate) use crate::runtime::LetterPolicy;
+pub use crate::runtime::{OnRejected, RetryLimits};
 
 use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;

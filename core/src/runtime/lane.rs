@@ -126,8 +126,7 @@ impl LaneTask {
             self.untold = Tally::default();
         }
         let unit = self.letters.hold(unit, &self.name).await?;
-        let (durability, mut counters) =
-            self.letters.apply(writer.as_mut(), &unit, &self.name, &self.tokens).await?;
+        let (durability, mut counters) = self.letters.apply(writer.as_mut(), &unit, &self.name, &self.tokens).await?;
         counters += left_out.counters();
         for progress in unit.progress {
             self.tokens.insert(progress.partition, progress.position.token);

@@ -419,7 +419,12 @@ impl Letters {
         Ok(())
     }
 
-    pub(super) async fn try_group(&self, writer: &mut dyn SinkWriter, unit: &Unit, group: &[DeadLetter]) -> Result<bool> {
+    pub(super) async fn try_group(
+        &self,
+        writer: &mut dyn SinkWriter,
+        unit: &Unit,
+        group: &[DeadLetter],
+    ) -> Result<bool> {
         let Some(store) = &self.store else { return Ok(false) };
         let outcome = match writer.write(unit).await {
             Ok(written) if written.rejected.is_empty() => writer.flush().await.map(|()| None)?,

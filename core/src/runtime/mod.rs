@@ -26,8 +26,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use letters::{LetterPolicy, OpenLetters};
 pub use letters::OnRejected;
+pub(crate) use letters::{LetterPolicy, OpenLetters};
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};

@@ -20,11 +20,7 @@ pub(crate) struct SaveTask {
 }
 
 impl SaveTask {
-    async fn run(
-        mut self,
-        mut wanted: mpsc::Receiver<(Partitions, Counted)>,
-        saved: mpsc::Sender<Result<Partitions>>,
-    ) {
+    async fn run(mut self, mut wanted: mpsc::Receiver<(Partitions, Counted)>, saved: mpsc::Sender<Result<Partitions>>) {
         while let Some((partitions, (counters, shards))) = wanted.recv().await {
             self.keeper.checkpoint.partitions = partitions;
             self.keeper.checkpoint.counters = counters;

@@ -105,7 +105,7 @@ impl Session {
             preflight,
         };
         session.letters.finish_interrupted_retries(&stored).await?;
-        session.settle_parked().await?;
+        session.settle_parked(shared).await?;
         if session.letters.open() > 0 {
             session.letters.reload().await?;
         }
@@ -189,7 +189,8 @@ fn lane_counters(spec: &Spec, stored: &[LaneProgress], tallies: &[Tally], checkp
 fn check_parked(spec: &Spec, lanes: u32, checkpoint: &Checkpoint, letters: &Letters) -> Result<()> {
     let changed = checkpoint.lanes != 0 && checkpoint.lanes != lanes && spec.sink.sharded().is_some();
     if changed && letters.open() > 0 {
-        let problem = format!("the number of lanes was {} and is {lanes} now, while dead letters are open", checkpoint.lanes);
+        let problem =
+            format!("the number of lanes was {} and is {lanes} now, while dead letters are open", checkpoint.lanes);
         return Err(Error::config("pipeline.lanes", problem).hint("retry or skip them first, then change it"));
     }
     Ok(())
@@ -225,7 +226,8 @@ fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint:
 /// Whether a lane has committed something that not all of them have: no orderly stop came after it.
 fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool {
     let low = |id: &PartitionId| checkpoint.partitions.get(id).and_then(|p| p.position.as_ref());
-    let positions = stored.iter().flat_map(|l| l.partitions.values()).filter(|p| !RETRIED_OR_TALLY.contains(&p.partition.as_str()));
+    let positions =
+        stored.iter().flat_map(|l| l.partitions.values()).filter(|p| !RETRIED_OR_TALLY.contains(&p.partition.as_str()));
     positions.into_iter().any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
 }
 

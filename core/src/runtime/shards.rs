@@ -101,6 +101,15 @@ impl<'s> Reach<'s> {
     }
 }
 
+/// Where a shard may be halted, an error of one is counted against it, and all lanes begin again.
+pub(crate) fn blame(spec: &Spec, shared: &Shared, shard: usize, error: Error) -> Error {
+    if !spec.halts_shards() || error.kind() == ErrorKind::Fenced {
+        return error;
+    }
+    shared.shard_failed(shard, &error.report());
+    error.with_kind(ErrorKind::Transient)
+}
+
 /// Where a lane stands among the shards.
 pub(crate) fn lane_name(spec: &Spec, index: u32) -> LaneName {
     match spec.sink.sharded() {
@@ -115,7 +124,7 @@ pub(crate) fn lane_name(spec: &Spec, index: u32) -> LaneName {
 
 impl Session {
     /// Makes sure of what the shards that answer have, if changes of them were parked: see `parking.rs`.
-    pub(crate) async fn settle_parked(&mut self) -> Result<()> {
+    pub(crate) async fn settle_parked(&mut self, shared: &Shared) -> Result<()> {
         let spec = Arc::clone(&self.spec);
         let Some(sharded) = spec.sink.sharded() else { return Ok(()) };
         let lanes = spec.order.lanes() as usize;
@@ -131,7 +140,10 @@ impl Session {
             }
             for (index, left_out) in of_shard.zip(settled.tallies) {
                 self.tallies[index] += left_out;
-                self.move_up(index).await?;
+                if let Some(counters) = self.lane_counters.get_mut(index) {
+                    *counters += left_out.counters();
+                }
+                self.move_up(index).await.map_err(|e| blame(&spec, shared, at, e))?;
             }
             self.letters.counted(&settled.left_out).await?;
         }

@@ -15,10 +15,10 @@ use super::lineage::Lineage;
 use super::reader::{ReaderTask, Reading};
 use super::saver::{SaveTask, Saver};
 use super::session::Session;
-use super::shards::lane_name;
+use super::shards::{blame, lane_name};
 use super::snapshot::copies;
 use super::tally::Tally;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::model::{BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Unit, UnitId};
 use crate::orderer::Orderer;
 use crate::pipeline::{Known, Phase, Shared, Spec};
@@ -122,8 +122,7 @@ impl Coordinator {
         let spec = Arc::clone(&session.spec);
         let budget = Budget::new(spec.memory);
         let pinned = session.preflight.pinned_groups();
-        let orderer =
-            spec.order.orderer(spec.source.info().order, spec.unit_limits(), pinned, spec.shard_lanes());
+        let orderer = spec.order.orderer(spec.source.info().order, spec.unit_limits(), pinned, spec.shard_lanes());
         let (applied_out, applied) = mpsc::channel(READ_AHEAD);
         let (out, readings) = mpsc::channel(READ_AHEAD);
         let group = if spec.sink.sharded().is_some() { spec.order.lanes() } else { spec.lanes() } as usize;
@@ -571,15 +570,6 @@ impl Coordinator {
             }
         }
     }
-}
-
-/// Where a shard may be halted, an error of one is counted against it, and all lanes begin again.
-fn blame(spec: &Spec, shared: &Shared, shard: usize, error: Error) -> Error {
-    if !spec.halts_shards() || error.kind() == ErrorKind::Fenced {
-        return error;
-    }
-    shared.shard_failed(shard, &error.report());
-    error.with_kind(ErrorKind::Transient)
 }
 
 fn panicked(e: tokio::task::JoinError) -> Error {

@@ -79,7 +79,10 @@ impl Sharded {
                 return wrong(format!("the name {name} comes twice"));
             }
             if sink.progress().is_none() {
-                return wrong(format!("{}, the database of {name}, does not store progress with rows", sink.info().name));
+                return wrong(format!(
+                    "{}, the database of {name}, does not store progress with rows",
+                    sink.info().name
+                ));
             }
         }
         Ok(Self { names: names.into(), sinks, max_connections: 16 })

@@ -130,6 +130,11 @@ impl Rewriter {
         }
     }
 
+    /// Sets the shard of the current change.
+    pub fn shard(&mut self, shard: &str) {
+        self.batch.shard(shard);
+    }
+
     /// The old row follows: one [`Rewriter::push`] for each column.
     pub fn old_row(&mut self, image: OldImage) {
         self.batch.old_row(image);

@@ -114,6 +114,7 @@ impl fmt::Debug for Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dead_letter::LetterClass;
     use crate::error::ErrorKind;
     use crate::model::OldImage;
     use crate::transform::testing::{Plain, batch_of, orders, row};

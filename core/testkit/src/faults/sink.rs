@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sharded, Sink, SinkInfo, SinkWriter,
-    TargetSchema, Unit, Written,
+    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sharded, Sink, SinkInfo,
+    SinkWriter, TargetSchema, Unit, Written,
 };
 use async_trait::async_trait;
 
