@@ -53,6 +53,7 @@ pub mod sharded;
 mod sink;
 mod source;
 pub mod transform;
+pub mod versions;
 
 pub use checkpointer::{Checkpointer, Saved, Version};
 pub use dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};

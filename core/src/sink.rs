@@ -119,17 +119,19 @@ pub struct Written {
     pub durability: Durability,
     /// Changes that the target refused while it took the others: only of sinks without transactions.
     pub rejected: Vec<RejectedChange>,
+    /// Changes of rows that did nothing, because the target's row was as new or newer.
+    pub stale: u64,
 }
 
 impl Written {
     /// Everything is applied and survives a crash.
     pub fn durable() -> Self {
-        Self { durability: Durability::Durable, rejected: Vec::new() }
+        Self { durability: Durability::Durable, rejected: Vec::new(), stale: 0 }
     }
 
     /// Everything is taken, and durable after the next flush, or the next durable unit of this writer.
     pub fn accepted() -> Self {
-        Self { durability: Durability::Accepted, rejected: Vec::new() }
+        Self { durability: Durability::Accepted, rejected: Vec::new(), stale: 0 }
     }
 }
 

@@ -115,6 +115,21 @@ impl ShardEntry {
     }
 }
 
+/// The address with the password in it, for a driver that takes it nowhere else.
+///
+/// # Errors
+/// [`Config`](anabranch_core::ErrorKind::Config) if either cannot be read.
+pub fn with_password(url: &Secret, password: &Secret) -> Result<Secret> {
+    let (url, password) = (url.resolve("sink.shard.url")?, password.resolve("password")?);
+    let wrong = || Error::config("sink.shards_file", "the address of a shard takes no password");
+    let mut parsed = Url::parse(url.expose()).map_err(|_| wrong())?;
+    if !password.expose().is_empty() {
+        let encoded: String = password.expose().bytes().map(percent).collect();
+        parsed.set_password(Some(&encoded)).map_err(|()| wrong())?;
+    }
+    Ok(Secret::new(parsed.to_string()))
+}
+
 fn url(kind: ShardType, shard: &ShardEntry) -> Result<String> {
     let wrong = |problem: &str| Error::config(format!("sink.shards_file: shard {}", shard.name), problem);
     let (scheme, port) = match kind {

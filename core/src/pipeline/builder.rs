@@ -117,6 +117,11 @@ impl Pipeline {
         self.spec.dead_letters.clone()
     }
 
+    /// What a run of it does.
+    pub fn mode(&self) -> RunMode {
+        self.spec.mode
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name

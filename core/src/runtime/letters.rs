@@ -299,7 +299,8 @@ impl Letters {
     async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit) -> Result<(Durability, Counters)> {
         let written = writer.write(unit).await?;
         let changes = unit.row_changes().saturating_sub(written.rejected.len() as u64);
-        let counters = Counters { changes, transactions: unit.transactions, ..Counters::default() };
+        let (transactions, stale) = (unit.transactions, written.stale);
+        let counters = Counters { changes, transactions, stale, ..Counters::default() };
         for rejected in written.rejected {
             let Some(change) = unit.changes().nth(rejected.index) else { continue };
             if self.policy.on_rejected == OnRejected::Stop {
@@ -581,9 +582,14 @@ pub(super) fn marked(letter: &DeadLetter, state: LetterState) -> DeadLetter {
 /// A unit that applies these letters, in one target transaction, and stores that it did.
 pub(super) fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
     let mut builder = BatchBuilder::new(PartitionId::new(RETRIED));
-    builder.begin(Transaction { rank: Bytes::from_static(&[0; 8]), ..Transaction::default() }, 1);
     let mut schemas: Vec<Arc<TableSchema>> = Vec::new();
     for letter in letters {
+        // Under its own rank: a sink may keep versions of rows.
+        let rank = letter.position.rank.as_bytes();
+        let (prefix, number) = rank.split_at(rank.len().saturating_sub(8));
+        let sequence = number.try_into().map_or(1, u64::from_be_bytes);
+        let rank = Bytes::copy_from_slice(prefix);
+        builder.begin(Transaction { rank, commit_time: letter.commit_time, ..Transaction::default() }, sequence);
         let schema = match schemas.iter().find(|s| ***s == letter.schema) {
             Some(schema) => Arc::clone(schema),
             None => {

@@ -38,6 +38,7 @@ pub(crate) struct Reach<'s> {
     pub(crate) halted: BTreeMap<usize, String>,
     /// Whether a shard may be missing: not before the pipeline has begun.
     tolerant: bool,
+    begun: bool,
 }
 
 impl<'s> Reach<'s> {
@@ -45,7 +46,7 @@ impl<'s> Reach<'s> {
     pub(crate) fn new(spec: &'s Spec, shared: &'s Shared, begun: bool) -> Self {
         let tolerant = begun && spec.halts_shards();
         let halted = if tolerant { shared.halted_shards(HALT_AFTER) } else { BTreeMap::new() };
-        Self { spec, shared, halted, tolerant }
+        Self { spec, shared, halted, tolerant, begun }
     }
 
     /// What answered; every error at once, unless the shards may be halted.
@@ -62,6 +63,10 @@ impl<'s> Reach<'s> {
             }
         }
         match together(errors) {
+            // Before the pipeline has begun nobody waits for a shard: all that is wrong is told at once.
+            Some(error) if !self.begun && error.kind() == ErrorKind::Transient => {
+                Err(error.with_kind(ErrorKind::Config))
+            }
             Some(error) => Err(error),
             None => Ok(all),
         }

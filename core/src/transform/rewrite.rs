@@ -124,6 +124,11 @@ impl Rewriter {
         }
     }
 
+    /// Leaves out the change that was written last, as it was written.
+    pub fn leave_out_current(&mut self, class: LetterClass, reason: impl Into<Arc<str>>) {
+        self.batch.leave_out(LeftOut { class, reason: reason.into() });
+    }
+
     fn keep_left_out(&mut self, from: ChangeRef<'_>) {
         if let Some(why) = from.left_out() {
             self.batch.leave_out(why.clone());

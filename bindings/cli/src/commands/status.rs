@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anabranch::pipeline::Status;
+use anabranch::pipeline::{ShardPhase, Status};
 use anabranch::{Error, Result};
 
 use crate::say::say;
@@ -23,6 +23,14 @@ pub(crate) async fn status(file: &Path, json: bool) -> Result<u8> {
     Ok(exit::DONE)
 }
 
+fn phase_of(phase: ShardPhase) -> &'static str {
+    match phase {
+        ShardPhase::Running => "running",
+        ShardPhase::Waiting => "waiting",
+        ShardPhase::Halted => "halted",
+    }
+}
+
 fn print(s: &Status) {
     let none = || "unknown".to_owned();
     say(format_args!("pipeline      {}", s.pipeline));
@@ -39,7 +47,28 @@ fn print(s: &Status) {
         ));
     }
     say(format_args!("changes       {} in {} transactions", s.counters.changes, s.counters.transactions));
+    let c = &s.counters;
+    if c.stale + c.filtered + c.skipped > 0 {
+        say(format_args!("left out      {} filtered, {} skipped; {} were stale", c.filtered, c.skipped, c.stale));
+    }
     say(format_args!("dead letters  {} open", s.dead_letters_open));
+    for (name, shard) in &s.shards {
+        let c = &shard.counters;
+        let lag = shard.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"));
+        say(format_args!(
+            "shard         {name} {}: lag {lag}, {} applied, {} stale, {} filtered, {} skipped, {} retryable, {} severe",
+            phase_of(shard.phase),
+            c.applied(),
+            c.stale,
+            c.filtered,
+            c.skipped,
+            shard.retryable,
+            shard.severe
+        ));
+        if let Some(reason) = &shard.reason {
+            say(format_args!("              {reason}"));
+        }
+    }
     for (id, partition) in &s.partitions {
         say(format_args!("position      {id} at {}", partition.position));
     }
