@@ -1,7 +1,7 @@
 //! A shard that refuses a row: every dead-letter mode and every run mode, with the shard repaired.
 
 use super::Tested;
-use super::command::{DONE, FAILED, OPERATOR};
+use super::command::{DONE, OPERATOR};
 use super::shop::{Shop, status, until};
 
 const REFUSE: &str = "ALTER TABLE customers ADD CONSTRAINT polite CHECK (name <> 'rude')";
@@ -17,7 +17,7 @@ fn stop_and_go_on() -> Tested {
     shop.shards[1].exec("shop", REFUSE)?;
     shop.trade(1, 10)?;
     shop.write(RUDE)?;
-    command.drain()?.expect(FAILED, &["customers", "100", "polite"]);
+    command.drain()?.expect(OPERATOR, &["customers", "100", "polite"]);
     shop.shards[1].exec("shop", REPAIR)?;
     command.drain()?.expect(DONE, &["drained"]);
     shop.assert_same()
@@ -56,9 +56,10 @@ fn run_modes() -> Tested {
         command.drain()?.expect(DONE, &["drained"]);
         shop.shards[1].exec("shop", REFUSE)?;
         shop.write(RUDE)?;
+        let running = command.spawn(&["run"])?;
+        until("the row was refused", || Ok(status(&command)?["dead_letters_open"].as_u64() == Some(1)))?;
         shop.write("UPDATE \"Customers\" SET \"FullName\" = 'still here' WHERE \"Id\" = 100")?;
         shop.trade(1, 10)?;
-        let running = command.spawn(&["run"])?;
         until("the letter was tried again", || {
             let two = status(&command)?["shards"]["two"].clone();
             Ok(if severe { two["severe"].as_u64() == Some(1) } else { two["retryable"].as_u64() >= Some(2) })

@@ -48,7 +48,8 @@ impl Ledgers {
     fn name(&self, table: &str) -> Result<String> {
         let name = format!("{}{table}", self.prefix);
         if name.chars().count() > MAX_NAME {
-            let problem = format!("the table of versions of {table} would have a name of more than {MAX_NAME} characters");
+            let problem =
+                format!("the table of versions of {table} would have a name of more than {MAX_NAME} characters");
             return Err(Error::config("sink.versions_prefix", problem).hint("choose a shorter prefix"));
         }
         Ok(name)

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use anabranch_core::net_effect::NetRow;
 use anabranch_core::{DataType, Error, Result, RowRef, TableSchema, ValueRef};
 
-use crate::error::Failure;
 use crate::config::TimeZone;
+use crate::error::Failure;
 use crate::literal::{Rendered, Scratch, push_sql, quote, render};
 use crate::native::Family;
 use crate::target::Target;

@@ -153,13 +153,14 @@ async fn lane_rows(conn: &mut Conn, pipeline: &str, locking: &str) -> Result<Vec
         Err(mysql_async::Error::Server(e)) if e.code == 1054 => conn.exec(select("0"), params! { pipeline }).await?,
         rows => rows?,
     };
-    let row = |(lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters, stale): Facts| LaneRow {
-        lane,
-        lanes,
-        epoch,
-        identity,
-        counters: Counters { changes, transactions, snapshot_rows, dead_letters, stale, ..Counters::default() },
-    };
+    let row =
+        |(lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters, stale): Facts| LaneRow {
+            lane,
+            lanes,
+            epoch,
+            identity,
+            counters: Counters { changes, transactions, snapshot_rows, dead_letters, stale, ..Counters::default() },
+        };
     Ok(rows.into_iter().map(row).collect())
 }
 

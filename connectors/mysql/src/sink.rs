@@ -115,7 +115,10 @@ impl MySql {
     /// Finds errors of the settings without connecting.
     pub(crate) fn check(&self) -> Result<()> {
         if self.connector.config().versions && self.connector.config().versions_prefix.is_empty() {
-            return Err(Error::config("sink.versions_prefix", "is empty: the tables of versions need names of their own"));
+            return Err(Error::config(
+                "sink.versions_prefix",
+                "is empty: the tables of versions need names of their own",
+            ));
         }
         self.connector.options().map(|_| ())
     }

@@ -25,5 +25,5 @@ pub use forward::ForwardMigration;
 pub use lazy::LazySink;
 pub use mapping::Mapping;
 pub use secrets::{SecretManager, Token};
-pub use values::{Arrays, Nul, OrNull, ValuePolicy};
 pub use shards::{Password, ShardEntry, ShardsFile};
+pub use values::{Arrays, Nul, OrNull, ValuePolicy};

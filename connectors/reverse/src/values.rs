@@ -97,14 +97,15 @@ impl ValuePolicy {
 
     /// What the value becomes; `None`: it stays.
     fn value(&self, column: &Column, value: ValueRef<'_>) -> Result<Option<Changed>, String> {
-        let number =
-            matches!(column.data_type, DataType::Float32 | DataType::Float64 | DataType::Decimal { .. });
+        let number = matches!(column.data_type, DataType::Float32 | DataType::Float64 | DataType::Decimal { .. });
         let timed = matches!(
             column.data_type,
             DataType::Timestamp | DataType::TimestampTz | DataType::Date | DataType::Time | DataType::TimeTz
         );
         let text = match value {
-            ValueRef::Float(v) if !v.is_finite() && number && self.nan == OrNull::Null => return Ok(Some(Changed::Null)),
+            ValueRef::Float(v) if !v.is_finite() && number && self.nan == OrNull::Null => {
+                return Ok(Some(Changed::Null));
+            }
             ValueRef::Text(text) => text,
             _ => return Ok(None),
         };
@@ -265,7 +266,12 @@ mod tests {
             (DataType::TimestampTz, "infinity", "infinity", "NULL"),
             (DataType::TimestampTz, "0001-01-01 00:00:00+00 BC", "0001-01-01 00:00:00+00 BC", "NULL"),
             (DataType::Timestamp, "10000-01-01 00:00:00", "10000-01-01 00:00:00", "NULL"),
-            (DataType::TimestampTz, "2024-01-01 00:00:00.123456+00", "2024-01-01 00:00:00.123456+00", "2024-01-01 00:00:00.123+00"),
+            (
+                DataType::TimestampTz,
+                "2024-01-01 00:00:00.123456+00",
+                "2024-01-01 00:00:00.123456+00",
+                "2024-01-01 00:00:00.123+00",
+            ),
             (DataType::Time, "01:02:03.12", "01:02:03.12", "01:02:03.12"),
             (array.clone(), "{1,NULL,\"a,\\\"b\"}", "{1,NULL,\"a,\\\"b\"}", "[\"1\",null,\"a,\\\"b\"]"),
             (array, "{}", "{}", "[]"),

@@ -97,10 +97,13 @@ pub(crate) struct Letters {
     put: AtomicU64,
 }
 
-pub(super) type HeldKey = (TableName, Box<[u8]>);
+/// The shard, where each is a database of its own, the table and the key.
+pub(super) type HeldKey = (Option<Arc<str>>, TableName, Box<[u8]>);
 
 #[derive(Debug, Default)]
 struct Held {
+    /// Each shard is a database of its own: one key is another row in each.
+    sharded: bool,
     keys: HashSet<HeldKey>,
     shards: HashSet<String>,
     /// Open letters by shard; of none: an empty name.
@@ -123,7 +126,7 @@ impl Held {
 
     fn touches(&self, change: ChangeRef<'_>) -> bool {
         change.shard().is_some_and(|s| self.shards.contains(&**s))
-            || keys_of(change).iter().any(|k| self.keys.contains(k))
+            || keys_of(change, self.sharded).iter().any(|k| self.keys.contains(k))
     }
 
     fn count(&mut self, letter: &DeadLetter) {
@@ -154,13 +157,14 @@ impl Letters {
         whole_transactions: bool,
         shards: Option<Arc<[Arc<str>]>>,
     ) -> Result<Self> {
+        let sharded = shards.is_some();
         let letters = Self {
             pipeline,
             store,
             policy,
             whole_transactions,
             shards,
-            held: Mutex::default(),
+            held: Mutex::new(Held { sharded, ..Held::default() }),
             put: AtomicU64::new(0),
         };
         letters.reload().await?;
@@ -212,7 +216,7 @@ impl Letters {
             let all = self.whole_transactions && self.with_held(|held| transaction.changes().any(|c| held.touches(c)));
             for change in transaction.changes().filter(|c| is_row(*c)) {
                 if all || self.with_held(|held| held.touches(change)) {
-                    self.with_held(|held| held.keys.extend(keys_of(change)));
+                    self.with_held(|held| held.keys.extend(keys_of(change, held.sharded)));
                     waiting.insert((change.partition().clone(), change.rank()));
                     letters.push(held_letter(change, "waits behind an earlier dead letter of its key"));
                 }
@@ -238,7 +242,7 @@ impl Letters {
     fn refuse_to_truncate(&self, unit: &Unit) -> Result<()> {
         let truncated = unit.changes().filter(|c| matches!(c.op(), Op::Truncate(_))).filter_map(|c| c.table());
         for table in truncated {
-            if self.with_held(|held| held.keys.iter().any(|(name, _)| *name == table.name)) {
+            if self.with_held(|held| held.keys.iter().any(|(_, name, _)| *name == table.name)) {
                 return Err(Error::rejected(format!(
                     "{} is to be truncated while dead letters of it are open",
                     table.name
@@ -358,7 +362,7 @@ impl Letters {
         let letters: Vec<_> =
             changes.iter().map(|c| DeadLetter::from_change(*c, class, LetterState::Open, &reason)).collect();
         self.put(&letters).await?;
-        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c))));
+        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c, held.sharded))));
         tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), %reason, "put into the dead-letter store");
         Ok(())
     }
@@ -388,7 +392,7 @@ impl Letters {
             let is_blocked = unit.changes().any(|c| blocked.touches(c));
             let wanted = group.iter().all(|l| self.is_due(l));
             if is_blocked || !wanted || !self.try_group(writer, &unit, group).await? {
-                blocked.keys.extend(unit.changes().flat_map(keys_of));
+                blocked.keys.extend(unit.changes().flat_map(|c| keys_of(c, false)));
             } else {
                 applied.changes += unit.row_changes();
             }
@@ -478,7 +482,7 @@ impl Letters {
 
     /// Finds anew what is open, and what waits behind it.
     pub(super) async fn reload(&self) -> Result<()> {
-        let mut held = Held::default();
+        let mut held = Held { sharded: self.shards.is_some(), ..Held::default() };
         if let Some(store) = &self.store {
             let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(&self.pipeline)).await?;
             while let Some(letter) = reading.next().await? {
@@ -489,7 +493,7 @@ impl Letters {
                 }
                 if !letter.shard.as_ref().is_some_and(|s| self.shards.is_some() && held.shards.contains(s)) {
                     let unit = unit_of(std::slice::from_ref(&letter))?;
-                    held.keys.extend(unit.changes().flat_map(keys_of));
+                    held.keys.extend(unit.changes().flat_map(|c| keys_of(c, self.shards.is_some())));
                 }
             }
         }
@@ -514,7 +518,7 @@ impl Letters {
     }
 
     pub(super) fn hold_keys(&self, changes: &[ChangeRef<'_>]) {
-        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c))));
+        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c, held.sharded))));
     }
 
     /// `count`: how many changes were refused together, of which this is the first.
@@ -554,12 +558,12 @@ pub(super) fn is_row(change: ChangeRef<'_>) -> bool {
 }
 
 /// The keys that a change touches: of the row before and of the row after.
-pub(super) fn keys_of(change: ChangeRef<'_>) -> BTreeSet<HeldKey> {
+pub(super) fn keys_of(change: ChangeRef<'_>, sharded: bool) -> BTreeSet<HeldKey> {
     let Some(schema) = change.table().filter(|t| is_row(change) && !t.key.is_empty()) else { return BTreeSet::new() };
     let key = |row: RowRef<'_>| {
         let mut bytes = Vec::new();
         key_bytes(schema, row, &mut bytes);
-        (schema.name.clone(), bytes.into_boxed_slice())
+        (change.shard().filter(|_| sharded).cloned(), schema.name.clone(), bytes.into_boxed_slice())
     };
     [change.old_row(), change.new_row()].into_iter().flatten().map(key).collect()
 }

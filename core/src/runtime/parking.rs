@@ -199,14 +199,14 @@ impl Letters {
             };
             if ends {
                 let unit = unit_of(&group)?;
-                let touches = unit.changes().flat_map(keys_of).any(|k| blocked.contains(&k));
+                let touches = unit.changes().flat_map(|c| keys_of(c, true)).any(|k| blocked.contains(&k));
                 let due = group.iter().all(|l| self.is_due(l));
                 if touches || !due || !self.try_group(writer, &unit, &group).await? {
                     all = false;
                     if halts && !touches {
                         break;
                     }
-                    blocked.extend(unit.changes().flat_map(keys_of));
+                    blocked.extend(unit.changes().flat_map(|c| keys_of(c, true)));
                 } else {
                     applied.changes += unit.row_changes();
                     self.applied(shard, group.len() as u64);
@@ -219,7 +219,7 @@ impl Letters {
                 // Nobody applies it: what has its key waits behind it.
                 Some(letter) if !known(&letter) => {
                     let unit = unit_of(std::slice::from_ref(&letter))?;
-                    blocked.extend(unit.changes().flat_map(keys_of));
+                    blocked.extend(unit.changes().flat_map(|c| keys_of(c, true)));
                 }
                 Some(_) => {}
             }

@@ -94,9 +94,8 @@ async fn the_newest_row_wins_in_any_interleaving() {
         let mut db = database(server).await;
         db.run("CREATE TABLE t (id bigint, k varchar(20) CHARACTER SET utf8mb4, v bigint, PRIMARY KEY (id, k))").await;
         let schema = keyed("t", &[("id", DataType::Int64), ("k", TEXT), ("v", DataType::Int64)], &[0, 1]);
-        let changes: Vec<Change> = (1..=150)
-            .map(|version| Change { version, id: dice.below(8) as i64, delete: dice.below(4) == 0 })
-            .collect();
+        let changes: Vec<Change> =
+            (1..=150).map(|version| Change { version, id: dice.below(8) as i64, delete: dice.below(4) == 0 }).collect();
         let mut newest: BTreeMap<i64, Change> = BTreeMap::new();
         let mut given: Vec<Change> = Vec::new();
         for change in &changes {
@@ -111,7 +110,11 @@ async fn the_newest_row_wins_in_any_interleaving() {
             let count = (dice.below(12) as usize + 1).min(given.len() - at);
             number += 1;
             let unit = unit(&schema, number, &given[at..at + count]);
-            if dice.below(2) == 0 { one.push(unit) } else { two.push(unit) }
+            if dice.below(2) == 0 {
+                one.push(unit)
+            } else {
+                two.push(unit)
+            }
             at += count;
         }
         let (first, second) = (writer(&sink, "p").await, writer(&sink, "q").await);
@@ -188,7 +191,8 @@ async fn children_may_come_before_their_parents() {
 async fn instants_become_local_times_where_they_are_asked_for() {
     let server = server!();
     let mut db = database(server).await;
-    db.run("CREATE TABLE t (id bigint PRIMARY KEY, at datetime(6), instant timestamp(6) NULL, local datetime(6))").await;
+    db.run("CREATE TABLE t (id bigint PRIMARY KEY, at datetime(6), instant timestamp(6) NULL, local datetime(6))")
+        .await;
     let columns = [
         ("id", DataType::Int64),
         ("at", DataType::TimestampTz),

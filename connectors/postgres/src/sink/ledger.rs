@@ -107,8 +107,7 @@ impl Ledgers {
         if fresh.stale > 0 {
             let table = shared.store.table("lane");
             let sql = format!("UPDATE {table} SET stale = stale + $3 WHERE pipeline = $1 AND lane = $2");
-            let parameters: [&(dyn ToSql + Sync); 3] =
-                [&&*lane.pipeline, &(lane.index as i32), &(fresh.stale as i64)];
+            let parameters: [&(dyn ToSql + Sync); 3] = [&&*lane.pipeline, &(lane.index as i32), &(fresh.stale as i64)];
             client.execute(&sql, &parameters).await.map_err(|error| Failure::Refused { error, plan: None })?;
         }
         Ok(fresh)
@@ -170,7 +169,13 @@ impl Ledgers {
              ON CONFLICT ({0}) DO UPDATE SET anabranch_commit_time = EXCLUDED.anabranch_commit_time, \
              anabranch_transaction = EXCLUDED.anabranch_transaction, \
              anabranch_sequence = EXCLUDED.anabranch_sequence, anabranch_deleted = EXCLUDED.anabranch_deleted",
-            key.names, key.values, key.arrays, first + 1, first + 2, first + 3, key.aliases
+            key.names,
+            key.values,
+            key.arrays,
+            first + 1,
+            first + 2,
+            first + 3,
+            key.aliases
         );
         let changed: Vec<_> = versions.changed(table).collect();
         for some in changed.chunks(TOGETHER) {

@@ -329,9 +329,7 @@ impl SinkWriter for PostgresWriter {
             self.connect().await?;
         }
         match self.apply(unit).await {
-            Ok(()) if unit.part.ends() => {
-                Ok(Written { stale: std::mem::take(&mut self.stale), ..Written::durable() })
-            }
+            Ok(()) if unit.part.ends() => Ok(Written { stale: std::mem::take(&mut self.stale), ..Written::durable() }),
             Ok(()) => Ok(Written::accepted()),
             Err(error) => {
                 self.stale = 0;

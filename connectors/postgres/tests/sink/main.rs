@@ -7,3 +7,4 @@ mod support;
 mod target;
 mod transactions;
 mod types;
+mod versions;
