@@ -11,8 +11,8 @@ use anabranch_core::memory::{MemorySink, MemorySource};
 use anabranch_core::pipeline::{OnRejected, RunMode, ShardPhase};
 use anabranch_core::transform::Shard;
 use anabranch_core::{
-    ByKey, ByTransaction, Column, DataType, DeadLetterStore, ErrorKind, LetterClass, LetterState, Order, Pipeline,
-    PipelineBuilder, Sharded, Sink, TableName, TableSchema, Value,
+    ByKey, ByTransaction, ByWindow, Column, DataType, DeadLetterStore, ErrorKind, LetterClass, LetterState, Order,
+    Pipeline, PipelineBuilder, Sharded, Sink, TableName, TableSchema, Value,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
 use rand::rngs::StdRng;
@@ -182,7 +182,37 @@ async fn every_shard_is_exact_whatever_befalls_the_others() {
         survives(seed, ByTransaction::new(), 5).await;
         survives(seed, ByKey::new(1), 3).await;
         survives(seed, ByKey::new(3), 4).await;
+        survives(seed, ByWindow::new(Duration::from_millis(100)), 4).await;
     }
+}
+
+/// A transaction far larger than the byte budget: each shard's part of it is one target transaction.
+#[tokio::test(start_paused = true)]
+async fn a_large_transaction_is_whole_in_each_shard() {
+    let source = MemorySource::new("db").table(orders()).batch_changes(100).chunk_rows(7);
+    let target = Target::new();
+    let name = orders().name;
+    // What is there before is copied, each row to its shard.
+    for id in 10_000..10_050 {
+        source.transaction().insert(&name, row(id, NAMES[id as usize % 3], "copied")).commit().unwrap();
+    }
+    let pipeline = target.pipeline(&source, ByTransaction::new()).memory(1 << 20).build().unwrap();
+    let mut running = pipeline.start().await.unwrap();
+    running.drain(None).await.unwrap();
+    let before: Vec<usize> = target.sinks.iter().map(|s| s.history().len()).collect();
+    let mut transaction = source.transaction();
+    for id in 0..9_000 {
+        transaction = transaction.insert(&name, row(id, NAMES[id as usize % 2], &"x".repeat(200)));
+    }
+    transaction.commit().unwrap();
+    let drained = running.drain(Some(Duration::from_secs(600))).await.unwrap();
+    assert!(drained.drained, "{drained:?}");
+    target.compare(&source);
+    for (sink, before) in target.sinks.iter().zip(before) {
+        let with_rows = sink.history()[before..].iter().filter(|c| c.rows().count() > 0).count();
+        assert!(with_rows <= 1, "{with_rows} commits of one transaction");
+    }
+    running.stop().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,4 +12,5 @@ mod shop;
 
 mod letters;
 mod mistakes;
+mod postgres;
 mod shards;
