@@ -15,7 +15,10 @@ use toml::Table;
 /// | `mysql` (MariaDB too) | | yes | yes | `mysql` |
 /// | `sqlite` | | yes | yes | `sqlite` |
 /// | `dynamodb` | yes | yes | yes | `dynamodb` |
+/// | `sharded`: several of `mysql` or `postgres` | | yes | | `reverse` |
 /// | `file`, `memory` | | | yes | |
+///
+/// With the feature `reverse` there are the transforms `session`, `forward_migration` and `values` too.
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
 /// connector of your own is registered under a type of its own, and is then known to configuration
@@ -65,7 +68,73 @@ pub fn registry() -> Registry {
         source::<DynamoDbSourceConfig, DynamoDb>(&mut registry, "dynamodb");
         sink_and_stores::<DynamoDbSinkConfig, DynamoDbSink>(&mut registry, "dynamodb");
     }
+    #[cfg(feature = "reverse")]
+    {
+        use anabranch_reverse::{ForwardMigrationConfig, MappingConfig};
+        registry.sink("sharded", sharded);
+        registry.transform("session", |table| keys::<MappingConfig>("transform", table)?.build());
+        registry.transform("values", |table| Ok(Box::new(keys::<anabranch_reverse::ValuePolicy>("transform", table)?)));
+        registry.transform("forward_migration", |table| keys::<ForwardMigrationConfig>("transform", table)?.build());
+    }
     registry
+}
+
+/// The shards of a shards file, each a sink of its own.
+#[cfg(feature = "reverse")]
+fn sharded(table: Table) -> Result<Arc<dyn Sink>> {
+    use anabranch_core::Sharded;
+    use anabranch_reverse::{LazySink, ShardedConfig};
+
+    let config = keys::<ShardedConfig>("sink", table)?;
+    let (file, secrets) = (config.shards()?, config.secrets());
+    let mut shards: Vec<(String, Arc<dyn Sink>)> = Vec::new();
+    for shard in file.shards() {
+        let (kind, keys) = (config.shard_type, config.keys(shard)?);
+        let name = shard.name.clone();
+        let make = move |password| {
+            shard_sink(kind, keys.clone(), password).map_err(|e| e.context(format!("sink.shard: shard {name}")))
+        };
+        let sink: Arc<dyn Sink> = match shard.secret() {
+            Ok(password) => make(password.clone())?,
+            Err(secret) => Arc::new(LazySink::new(secrets.clone(), secret, make)?),
+        };
+        shards.push((shard.name.clone(), sink));
+    }
+    let mut sharded = Sharded::new(shards)?;
+    if let Some(most) = config.max_connections_per_shard {
+        if most == 0 {
+            return Err(Error::config("sink.max_connections_per_shard", "must be at least 1"));
+        }
+        sharded = sharded.max_connections(most);
+    }
+    Ok(Arc::new(sharded))
+}
+
+/// One shard's sink. The password is no text of the configuration: it goes past its keys.
+#[cfg(feature = "reverse")]
+fn shard_sink(
+    kind: anabranch_reverse::ShardType,
+    table: Table,
+    password: anabranch_core::Secret,
+) -> Result<Arc<dyn Sink>> {
+    use anabranch_reverse::ShardType;
+
+    match kind {
+        #[cfg(feature = "mysql")]
+        ShardType::Mysql => {
+            let mut config = keys::<anabranch_mysql::MySqlConfig>("sink.shard", table)?;
+            config.password = Some(password);
+            Ok(Arc::new(anabranch_mysql::MySql::try_from(config)?))
+        }
+        #[cfg(feature = "postgres")]
+        ShardType::Postgres => {
+            let mut config = keys::<anabranch_postgres::PostgresSinkConfig>("sink.shard", table)?;
+            config.url = anabranch_reverse::with_password(&config.url, &password)?;
+            Ok(Arc::new(anabranch_postgres::PostgresSink::try_from(config)?))
+        }
+        #[allow(unreachable_patterns, reason = "with both features on nothing is left")]
+        other => Err(Error::config("sink.shard_type", format!("{} is not built in", other.name()))),
+    }
 }
 
 /// Reads the keys of `section` into `C` and makes a `T` of it.

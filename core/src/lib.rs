@@ -54,10 +54,12 @@ pub mod orderer;
 pub mod pipeline;
 mod runtime;
 mod secret;
+pub mod sharded;
 mod sink;
 mod source;
 pub mod transform;
 mod verifier;
+pub mod versions;
 
 pub use checkpointer::{Checkpointer, Saved, Version};
 pub use dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
@@ -70,6 +72,7 @@ pub use pipeline::{
     Arrival, ByKey, ByTransaction, ByWindow, Order, Pipeline, PipelineBuilder, RunningPipeline, Status,
 };
 pub use secret::{Exposed, Secret};
+pub use sharded::Sharded;
 pub use sink::{
     Claim, Durability, Lane, LaneProgress, LanePurpose, ProgressStore, RejectedChange, Sink, SinkInfo, SinkWriter,
     Written,

@@ -12,6 +12,7 @@ use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{Counters, PartitionId, Progress, SourceIdentity, Unit};
+use crate::sharded::Sharded;
 use crate::verifier::Verifier;
 
 /// A database that changes are applied to.
@@ -46,6 +47,11 @@ pub trait Sink: Debug + Send + Sync + 'static {
 
     /// Reads rows back, if this sink can: without it the two sides cannot be compared.
     fn verifier(&self) -> Option<&dyn Verifier> {
+        None
+    }
+
+    /// The shards behind it, if it is several databases: each has lanes of its own.
+    fn sharded(&self) -> Option<&Sharded> {
         None
     }
 }
@@ -119,17 +125,19 @@ pub struct Written {
     pub durability: Durability,
     /// Changes that the target refused while it took the others: only of sinks without transactions.
     pub rejected: Vec<RejectedChange>,
+    /// Changes of rows that did nothing, because the target's row was as new or newer.
+    pub stale: u64,
 }
 
 impl Written {
     /// Everything is applied and survives a crash.
     pub fn durable() -> Self {
-        Self { durability: Durability::Durable, rejected: Vec::new() }
+        Self { durability: Durability::Durable, rejected: Vec::new(), stale: 0 }
     }
 
     /// Everything is taken, and durable after the next flush, or the next durable unit of this writer.
     pub fn accepted() -> Self {
-        Self { durability: Durability::Accepted, rejected: Vec::new() }
+        Self { durability: Durability::Accepted, rejected: Vec::new(), stale: 0 }
     }
 }
 

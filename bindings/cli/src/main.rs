@@ -36,6 +36,10 @@ enum Command {
         /// Stop when everything committed on the source before now is in the target.
         #[arg(long)]
         until_drained: bool,
+        /// What to do, in place of `pipeline.mode`: retry-dlq tries the severe dead letters again,
+        /// retry-all-dlq every one, and both end then.
+        #[arg(long, value_enum)]
+        mode: Option<Mode>,
     },
     /// Connect to both sides and print how every column would be stored. Writes no row.
     Check {
@@ -91,6 +95,26 @@ enum Command {
     },
 }
 
+/// See [`anabranch::pipeline::RunMode`].
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Mode {
+    Regular,
+    #[value(name = "retry-dlq")]
+    RetryDlq,
+    #[value(name = "retry-all-dlq")]
+    RetryAllDlq,
+}
+
+impl From<Mode> for anabranch::pipeline::RunMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Regular => Self::Regular,
+            Mode::RetryDlq => Self::RetryDlq,
+            Mode::RetryAllDlq => Self::RetryAllDlq,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log();
@@ -103,7 +127,7 @@ fn main() -> ExitCode {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Run { file, until_drained } => commands::run::run(&file, until_drained).await,
+            Command::Run { file, until_drained, mode } => commands::run::run(&file, until_drained, mode).await,
             Command::Check { file } => commands::check::check(&file).await,
             Command::Status { file, json, watch } => commands::status::status(&file, json, watch).await,
             Command::Pause { file } => commands::pause::pause(&file).await,

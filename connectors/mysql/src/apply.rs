@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anabranch_core::net_effect::{self, NetRow, Step, TableEffect};
 use anabranch_core::{ChangeRef, Error, Op, RowRef, TableName, TableSchema, Unit};
 
+use crate::config::TimeZone;
 use crate::connection::Link;
 use crate::error::Failure;
 use crate::plan::{Plan, Values};
@@ -19,19 +20,31 @@ const KEYS_PER_DELETE: usize = 500;
 
 /// The plans of the tables met so far: one for each version of a table, for a unit may hold several.
 #[derive(Debug, Default)]
-pub(crate) struct Plans(HashMap<TableName, Vec<Version>>);
+pub(crate) struct Plans {
+    plans: HashMap<TableName, Vec<Version>>,
+    time_zone: TimeZone,
+}
 
 type Version = (Arc<TableSchema>, Arc<Plan>);
 
 impl Plans {
+    pub(crate) fn new(time_zone: TimeZone) -> Self {
+        Self { plans: HashMap::new(), time_zone }
+    }
+
     /// Forgets what is known of the target's tables.
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.plans.clear();
     }
 
     fn get(&self, schema: &Arc<TableSchema>) -> Option<&Arc<Plan>> {
-        let versions = self.0.get(&schema.name)?;
+        let versions = self.plans.get(&schema.name)?;
         versions.iter().rev().find(|(known, _)| Arc::ptr_eq(known, schema) || known == schema).map(|(_, plan)| plan)
+    }
+
+    /// The plan of a table that the unit has.
+    pub(crate) fn of(&self, schema: &Arc<TableSchema>) -> Result<Arc<Plan>, Failure> {
+        plan_of(self, schema)
     }
 
     /// Makes the plans of every table of this unit, so that no description is asked for later.
@@ -56,8 +69,8 @@ impl Plans {
             Error::config(format!("table {}", schema.name), "the target has no such table")
                 .hint("create it, or set create_tables = true")
         })?;
-        let plan = Arc::new(Plan::new(schema, &target)?);
-        self.0.entry(schema.name.clone()).or_default().push((Arc::clone(schema), Arc::clone(&plan)));
+        let plan = Arc::new(Plan::new(schema, &target, self.time_zone)?);
+        self.plans.entry(schema.name.clone()).or_default().push((Arc::clone(schema), Arc::clone(&plan)));
         Ok(plan)
     }
 }

@@ -46,6 +46,21 @@ pub struct MySqlConfig {
     /// Without this it is an error: what is reported as durable would not be.
     #[serde(default)]
     pub accept_relaxed_durability: bool,
+    /// Whether the version of every row is kept in a table beside its own, so that a change that is
+    /// older than the row, or as old, does nothing. Default: no.
+    #[serde(default)]
+    pub versions: bool,
+    /// What the names of those tables begin with. Default: `shadow_`.
+    #[serde(default = "shadow")]
+    pub versions_prefix: String,
+    /// The offset from UTC, `+10:00`, of times in columns without one (DATETIME): an instant is
+    /// stored as its local time there. Default: `+00:00`.
+    #[serde(default)]
+    pub time_zone: TimeZone,
+}
+
+pub(crate) fn shadow() -> String {
+    "shadow_".to_owned()
 }
 
 /// Encryption of the connection.
@@ -70,6 +85,37 @@ pub enum LocalInfile {
     Auto,
     /// Never: snapshots are copied with `INSERT`.
     Off,
+}
+
+/// An offset from UTC, as `+HH:MM` or `-HH:MM`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TimeZone {
+    /// Seconds east of Greenwich.
+    pub(crate) seconds: i32,
+}
+
+impl<'de> Deserialize<'de> for TimeZone {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map_err(|()| serde::de::Error::custom("must be an offset from UTC, from -14:00 to +14:00"))
+    }
+}
+
+impl std::str::FromStr for TimeZone {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (sign, rest) = match text.split_at_checked(1) {
+            Some(("+", rest)) => (1, rest),
+            Some(("-", rest)) => (-1, rest),
+            _ => return Err(()),
+        };
+        let (hours, minutes) = rest.split_once(':').ok_or(())?;
+        let two = |t: &str| if t.len() == 2 && t.bytes().all(|b| b.is_ascii_digit()) { t.parse().ok() } else { None };
+        let (hours, minutes): (i32, i32) = (two(hours).ok_or(())?, two(minutes).ok_or(())?);
+        let seconds = hours * 3600 + minutes * 60;
+        if minutes > 59 || seconds > 14 * 3600 { Err(()) } else { Ok(Self { seconds: sign * seconds }) }
+    }
 }
 
 impl TryFrom<MySqlConfig> for MySql {

@@ -4,6 +4,7 @@
 //! sink          settings; the way to everything below
 //! writer        a lane: one transaction a unit, with its progress
 //!   apply       the net effect in bulk, else replace, else load (snapshots)
+//!   ledger      versions of rows, if they are asked for
 //!   plan        how the rows of a table are written, found out once
 //!   script      many statements, one round trip
 //!   literal     values to SQL, refusing what the server would change in silence
@@ -28,6 +29,7 @@ mod config;
 mod connection;
 mod dead_letters;
 mod error;
+mod ledger;
 mod literal;
 mod load;
 mod native;
@@ -42,5 +44,5 @@ mod types;
 mod verify;
 mod writer;
 
-pub use config::{LocalInfile, MySqlConfig, Tls};
+pub use config::{LocalInfile, MySqlConfig, TimeZone, Tls};
 pub use sink::MySql;

@@ -45,6 +45,9 @@ pub(crate) fn table_of(unit: &Unit) -> Option<&Arc<TableSchema>> {
 
 /// Loads the unit's rows within the open transaction.
 pub(crate) async fn load(link: &mut Link, plan: &Plan, unit: &Unit) -> Result<Loaded, Failure> {
+    if plan.columns.iter().any(|c| c.shift != 0) {
+        return Ok(Loaded::Forbidden);
+    }
     let Some((data, rows)) = fields(plan, unit) else { return Ok(Loaded::Not) };
     let packets: Vec<std::io::Result<Bytes>> =
         (0..data.len()).step_by(PACKET).map(|at| Ok(data.slice(at..data.len().min(at + PACKET)))).collect();

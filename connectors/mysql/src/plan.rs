@@ -10,10 +10,11 @@
 use std::sync::Arc;
 
 use anabranch_core::net_effect::NetRow;
-use anabranch_core::{Error, Result, RowRef, TableSchema, ValueRef};
+use anabranch_core::{DataType, Error, Result, RowRef, TableSchema, ValueRef};
 
+use crate::config::TimeZone;
 use crate::error::Failure;
-use crate::literal::{Scratch, push_sql, quote, render};
+use crate::literal::{Rendered, Scratch, push_sql, quote, render};
 use crate::native::Family;
 use crate::target::Target;
 use crate::types::{Encoding, route};
@@ -67,6 +68,8 @@ pub(crate) struct PlanColumn {
     /// Written to `LOAD DATA` as digits, and converted by this function of the server.
     pub(crate) load: Option<&'static str>,
     pub(crate) read: Read,
+    /// Seconds from UTC of the times that it holds.
+    pub(crate) shift: i32,
     exact: bool,
     json: bool,
     on_update: bool,
@@ -118,7 +121,7 @@ fn shown(value: ValueRef<'_>) -> String {
 impl Plan {
     /// # Errors
     /// `Config`, naming the table and the column that does not fit.
-    pub(crate) fn new(schema: &TableSchema, target: &Target) -> Result<Self> {
+    pub(crate) fn new(schema: &TableSchema, target: &Target, time_zone: TimeZone) -> Result<Self> {
         let mut columns = Vec::with_capacity(schema.columns.len());
         for (source, column) in schema.columns.iter().enumerate() {
             let wrong =
@@ -142,6 +145,10 @@ impl Plan {
                 },
                 encoding,
                 read: Read::of(&there.native.family),
+                shift: match (&column.data_type, &there.native.family) {
+                    (DataType::TimestampTz, Family::DateTime(_)) => time_zone.seconds,
+                    _ => 0,
+                },
                 exact: there.exact,
                 json: there.native.family == Family::Json,
                 on_update: there.on_update,
@@ -231,7 +238,13 @@ impl Plan {
     ) -> Result<(), Failure> {
         let value =
             render(row.value(column.source), &column.encoding, scratch).map_err(|why| self.refuse(column, row, why))?;
+        if column.shift == 0 || matches!(value, Rendered::Null) {
+            push_sql(value, sql);
+            return Ok(());
+        }
+        sql.extend_from_slice(format!("TIMESTAMPADD(SECOND,{},", column.shift).as_bytes());
         push_sql(value, sql);
+        sql.push(b')');
         Ok(())
     }
 
@@ -295,6 +308,61 @@ impl Plan {
             sql.extend_from_slice(b" USING utf8mb4) AS BINARY)=CAST(");
             self.push_value(column, row, sql, scratch)?;
             sql.extend_from_slice(b" AS BINARY)");
+        }
+        Ok(())
+    }
+
+    /// `a,b`: the key columns.
+    pub(crate) fn key_names(&self) -> String {
+        let names: Vec<&str> = self.key.iter().map(|&k| self.columns[k].name.as_str()).collect();
+        names.join(",")
+    }
+
+    /// Appends `1,'a'`: the values of the key columns.
+    pub(crate) fn push_key_values(
+        &self,
+        row: &dyn Values,
+        sql: &mut Vec<u8>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Failure> {
+        for (n, &k) in self.key.iter().enumerate() {
+            if n > 0 {
+                sql.push(b',');
+            }
+            self.push_value(&self.columns[k], row, sql, scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the condition that finds the rows with the keys of these.
+    pub(crate) fn push_keys<R: Values>(
+        &self,
+        rows: &[R],
+        sql: &mut Vec<u8>,
+        scratch: &mut Scratch,
+    ) -> Result<(), Failure> {
+        let simple = self.simple_key();
+        if let Some(key) = simple {
+            sql.extend_from_slice(key.name.as_bytes());
+            sql.extend_from_slice(b" IN (");
+        }
+        for (n, row) in rows.iter().enumerate() {
+            match simple {
+                Some(key) => {
+                    if n > 0 {
+                        sql.push(b',');
+                    }
+                    self.push_value(key, row, sql, scratch)?;
+                }
+                None => {
+                    sql.extend_from_slice(if n > 0 { b" OR (" } else { b"(" });
+                    self.push_key(row, sql, scratch)?;
+                    sql.push(b')');
+                }
+            }
+        }
+        if simple.is_some() {
+            sql.push(b')');
         }
         Ok(())
     }

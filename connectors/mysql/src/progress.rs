@@ -29,6 +29,7 @@ const TABLES: [&str; 2] = [
         transactions bigint unsigned NOT NULL DEFAULT 0,
         snapshot_rows bigint unsigned NOT NULL DEFAULT 0,
         dead_letters bigint unsigned NOT NULL DEFAULT 0,
+        stale bigint unsigned NOT NULL DEFAULT 0,
         updated_at datetime(6) NOT NULL,
         PRIMARY KEY (pipeline, lane)
     )",
@@ -65,11 +66,15 @@ fn quoted(text: &str) -> String {
 
 /// Counts the unit's changes, which fails if the epoch is not the lane's any more.
 pub(crate) fn count(script: &mut Script<'_>, lane: &Lane, unit: &Unit) {
+    let (changes, transactions) = (unit.row_changes(), unit.transactions);
+    let set = format!("changes=changes+{changes}, transactions=transactions+{transactions}");
+    update_lane(script, lane, &format!("{set}, updated_at=UTC_TIMESTAMP(6)"));
+}
+
+/// Changes the lane's row, which fails if the epoch is not the lane's any more.
+pub(crate) fn update_lane(script: &mut Script<'_>, lane: &Lane, set: &str) {
     let sql = format!(
-        "UPDATE anabranch_lane SET changes=changes+{}, transactions=transactions+{}, updated_at=UTC_TIMESTAMP(6) \
-         WHERE pipeline={} AND lane={} AND epoch={}",
-        unit.row_changes(),
-        unit.transactions,
+        "UPDATE anabranch_lane SET {set} WHERE pipeline={} AND lane={} AND epoch={}",
         quoted(&lane.pipeline),
         lane.index,
         lane.epoch
@@ -137,19 +142,26 @@ struct LaneRow {
 }
 
 async fn lane_rows(conn: &mut Conn, pipeline: &str, locking: &str) -> Result<Vec<LaneRow>, mysql_async::Error> {
-    type Facts = (u32, u32, u64, String, u64, u64, u64, u64);
-    let sql = format!(
-        "SELECT lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters FROM anabranch_lane \
-         WHERE pipeline = :pipeline ORDER BY lane {locking}"
-    );
-    let rows: Vec<Facts> = conn.exec(sql, params! { pipeline }).await?;
-    let row = |(lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters): Facts| LaneRow {
-        lane,
-        lanes,
-        epoch,
-        identity,
-        counters: Counters { changes, transactions, snapshot_rows, dead_letters },
+    type Facts = (u32, u32, u64, String, u64, u64, u64, u64, u64);
+    let select = |stale: &str| {
+        format!(
+            "SELECT lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters, {stale} \
+             FROM anabranch_lane WHERE pipeline = :pipeline ORDER BY lane {locking}"
+        )
     };
+    let rows: Vec<Facts> = match conn.exec(select("stale"), params! { pipeline }).await {
+        // A table of a version that did not count them.
+        Err(mysql_async::Error::Server(e)) if e.code == 1054 => conn.exec(select("0"), params! { pipeline }).await?,
+        rows => rows?,
+    };
+    let row =
+        |(lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters, stale): Facts| LaneRow {
+            lane,
+            lanes,
+            epoch,
+            identity,
+            counters: Counters { changes, transactions, snapshot_rows, dead_letters, stale, ..Counters::default() },
+        };
     Ok(rows.into_iter().map(row).collect())
 }
 
@@ -243,6 +255,13 @@ impl ProgressStore for MySql {
                 return Err(at(e.into()));
             }
             create_tables(&mut link, &TABLES).await.map_err(at)?;
+        }
+        if self.connector().config().versions {
+            let counted = link.conn.query_drop("SELECT stale FROM anabranch_lane LIMIT 0").await;
+            if matches!(&counted, Err(mysql_async::Error::Server(e)) if e.code == 1054) {
+                let add = "ALTER TABLE anabranch_lane ADD COLUMN stale bigint unsigned NOT NULL DEFAULT 0";
+                link.conn.query_drop(add).await.map_err(|e| at(e.into()))?;
+            }
         }
         // On an error the connection is dropped, and the server rolls back.
         let before = take_over(&mut link.conn, claim).await.map_err(at)?;

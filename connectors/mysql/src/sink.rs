@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpointer, DeadLetterStore, Lane, ProgressStore, Result, Secret, Sink, SinkInfo, SinkWriter, TargetSchema,
-    Verifier,
+    Checkpointer, DeadLetterStore, Error, Lane, ProgressStore, Result, Secret, Sink, SinkInfo, SinkWriter,
+    TargetSchema, Verifier,
 };
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 
 use crate::checkpointer::MySqlCheckpointer;
-use crate::config::{LocalInfile, MySqlConfig, Tls};
+use crate::config::{LocalInfile, MySqlConfig, TimeZone, Tls};
 use crate::connection::{Connector, Kept, Server};
 use crate::dead_letters::MySqlDeadLetters;
 use crate::error::{Failure, Phase};
@@ -46,6 +46,9 @@ impl MySql {
             tls_key: None,
             local_infile: LocalInfile::Auto,
             accept_relaxed_durability: false,
+            versions: false,
+            versions_prefix: crate::config::shadow(),
+            time_zone: TimeZone::default(),
         })
     }
 
@@ -98,8 +101,27 @@ impl MySql {
         self.with(|c| c.accept_relaxed_durability = accept)
     }
 
+    /// See [`MySqlConfig::versions`] and [`MySqlConfig::versions_prefix`].
+    #[must_use]
+    pub fn versions(self, prefix: impl Into<String>) -> Self {
+        let prefix = prefix.into();
+        self.with(|c| (c.versions, c.versions_prefix) = (true, prefix))
+    }
+
+    /// See [`MySqlConfig::time_zone`].
+    #[must_use]
+    pub fn time_zone(self, offset: TimeZone) -> Self {
+        self.with(|c| c.time_zone = offset)
+    }
+
     /// Finds errors of the settings without connecting.
     pub(crate) fn check(&self) -> Result<()> {
+        if self.connector.config().versions && self.connector.config().versions_prefix.is_empty() {
+            return Err(Error::config(
+                "sink.versions_prefix",
+                "is empty: the tables of versions need names of their own",
+            ));
+        }
         self.connector.options().map(|_| ())
     }
 

@@ -197,6 +197,16 @@ impl Target {
 type ColumnFacts = (String, String, String, Option<String>, Option<String>, Option<String>, bool);
 
 impl TargetColumn {
+    /// Its type, for a column that compares as this one does.
+    pub(crate) fn definition(&self) -> String {
+        match &self.collation {
+            Some(collation) if !self.native_text.contains(" COLLATE ") => {
+                format!("{} COLLATE {collation}", self.native_text)
+            }
+            _ => self.native_text.clone(),
+        }
+    }
+
     fn new(facts: ColumnFacts, in_key: &dyn Fn(&str) -> bool) -> Self {
         let (name, mut native_text, nullable, extra, charset, collation, has_default) = facts;
         let extra = extra.unwrap_or_default().to_ascii_uppercase();

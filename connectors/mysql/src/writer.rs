@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use anabranch_core::{Error, Lane, LanePurpose, Op, Part, Result, SinkWriter, Unit, Written};
+use anabranch_core::{Error, Lane, LanePurpose, Op, Part, Result, SinkWriter, Unit, UnitKind, Written};
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 
 use crate::apply::{Mode, Plans, apply};
 use crate::connection::{Connector, Link};
 use crate::error::{Failure, Phase};
+use crate::ledger::Ledgers;
 use crate::load::{self, Loaded};
 use crate::progress;
 use crate::script::{Expect, Script};
@@ -20,13 +21,19 @@ pub(crate) struct MySqlWriter {
     lane: Lane,
     link: Option<Link>,
     plans: Plans,
+    ledgers: Option<Ledgers>,
+    /// Changes that were stale since the last unit that ended.
+    stale: u64,
     /// A target transaction is open: a unit came in parts, and its last is still to come.
     open: bool,
 }
 
 impl MySqlWriter {
     pub(crate) fn new(connector: Arc<Connector>, lane: Lane, link: Link) -> Self {
-        Self { connector, lane, link: Some(link), plans: Plans::default(), open: false }
+        let config = connector.config();
+        let ledgers = config.versions.then(|| Ledgers::new(config.versions_prefix.clone()));
+        let plans = Plans::new(config.time_zone);
+        Self { connector, lane, link: Some(link), plans, ledgers, stale: 0, open: false }
     }
 
     /// The connection to write this part with: an open transaction has only its own.
@@ -64,6 +71,9 @@ impl MySqlWriter {
             self.plans.clear();
         }
         self.plans.prepare(link, unit).await?;
+        if let (Some(ledgers), UnitKind::Stream) = (&mut self.ledgers, unit.kind) {
+            ledgers.prepare(&self.connector, unit).await?;
+        }
         let may_load = link.server.local_infile;
         let mut script = Script::new(link);
         if matches!(unit.part, Part::Whole | Part::First) {
@@ -73,6 +83,15 @@ impl MySqlWriter {
             LanePurpose::Stream => progress::count(&mut script, &self.lane, unit),
             LanePurpose::Snapshot => progress::check_epoch(&mut script, &self.lane).await?,
         }
+        let fresh;
+        let unit = match (&self.ledgers, unit.kind) {
+            (Some(ledgers), UnitKind::Stream) => {
+                fresh = ledgers.fresh(&mut script, &self.plans, &self.lane, unit).await?;
+                self.stale += fresh.stale;
+                &fresh.unit
+            }
+            _ => unit,
+        };
         script.add("SAVEPOINT anabranch_unit", Expect::Any);
         if may_load && self.load(&mut script, unit).await? {
             return Ok(());
@@ -115,11 +134,15 @@ impl SinkWriter for MySqlWriter {
             Ok(()) => {
                 self.open = !unit.part.ends();
                 self.link = Some(link);
-                Ok(if self.open { Written::accepted() } else { Written::durable() })
+                if self.open {
+                    return Ok(Written::accepted());
+                }
+                Ok(Written { stale: std::mem::take(&mut self.stale), ..Written::durable() })
             }
             Err((failure, phase)) => {
                 // The table may have been changed: describe it anew.
                 self.plans.clear();
+                self.stale = 0;
                 if !link.conn.is_disconnected() && link.conn.query_drop("ROLLBACK").await.is_ok() {
                     self.link = Some(link);
                 }

@@ -179,6 +179,7 @@ fn read(db: &Database, pipeline: &str) -> Result<Vec<LaneProgress>> {
                 transactions: get(4)? as u64,
                 snapshot_rows: get(5)? as u64,
                 dead_letters: get(6)? as u64,
+                ..Counters::default()
             },
         };
         lanes.insert(lane, stored);

@@ -253,6 +253,7 @@ mod tests {
             commit_time: None,
             attempts: 1,
             last_attempt: None,
+            parked: None,
         }
     }
 

@@ -1,8 +1,10 @@
 //! Changes that could not be applied, kept with the reason.
 
+mod classes;
 mod file;
 mod memory;
 
+pub use classes::{ClassRule, Classes};
 pub use file::FileDeadLetters;
 pub use memory::MemoryDeadLetters;
 
@@ -70,6 +72,18 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// When it was tried last.
     pub last_attempt: Option<Timestamp>,
+    /// Set while it is not known whether its shard, which does not answer, has committed it already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parked: Option<Parked>,
+}
+
+/// The lane that would have applied a letter, of a shard that could not be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parked {
+    /// The shard of the lane.
+    pub shard: String,
+    /// The lane among those of its shard.
+    pub lane: u32,
 }
 
 impl DeadLetter {
@@ -101,6 +115,7 @@ impl DeadLetter {
             commit_time: change.piece().transaction.commit_time,
             attempts: 0,
             last_attempt: None,
+            parked: None,
         }
     }
 }

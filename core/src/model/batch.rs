@@ -8,6 +8,7 @@
 //! text     "hello..."        bytes  [..]                        what text and bytes cells point into
 //! ```
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{PartitionId, Position, Rank, TableSchema, Timestamp, ValueRef};
-use crate::error::{Error, Result};
+use crate::dead_letter::LetterClass;
+use crate::error::{Error, ErrorKind, Result};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -104,9 +106,22 @@ struct Data {
     bytes: Vec<u8>,
     pieces: Vec<Piece>,
     shards: Vec<Arc<str>>,
+    /// Changes that a transform left out, by index.
+    left_out: BTreeMap<u32, LeftOut>,
     end: Position,
     safe_time: Option<Timestamp>,
     lag_bytes: Option<u64>,
+}
+
+/// Why a transform left a change out: it is counted and kept as a letter of this class, and never
+/// given to a sink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// [`Filtered`](LetterClass::Filtered) or [`Skip`](LetterClass::Skip): on purpose.
+    /// [`Severe`](LetterClass::Severe): it can never be applied as it is, and a person must look.
+    pub class: LetterClass,
+    /// For people.
+    pub reason: Arc<str>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -216,12 +231,33 @@ impl ChangeBatch {
         self
     }
 
+    /// Whether a transform left changes out of it.
+    pub fn leaves_out(&self) -> bool {
+        !self.data.left_out.is_empty()
+    }
+
     /// The same changes with the shards that `choose` gives; `None` leaves a change's shard as it is.
+    /// A change that it refuses is left out as severe; one that is left out already is not asked about.
     pub(crate) fn with_shards(
         mut self,
         mut choose: impl FnMut(ChangeRef<'_>) -> Result<Option<Arc<str>>>,
     ) -> Result<Self> {
-        let chosen: Vec<_> = self.changes().map(&mut choose).collect::<Result<_>>()?;
+        let mut refused = BTreeMap::new();
+        let mut chosen = Vec::with_capacity(self.len());
+        for change in self.changes() {
+            chosen.push(match change.left_out() {
+                Some(_) => None,
+                None => match choose(change) {
+                    Err(e) if e.kind() == ErrorKind::Rejected => {
+                        let reason = e.report().into();
+                        refused.insert(change.index(), LeftOut { class: LetterClass::Severe, reason });
+                        None
+                    }
+                    other => other?,
+                },
+            });
+        }
+        self.data.left_out.append(&mut refused);
         for (record, shard) in self.data.records.iter_mut().zip(chosen) {
             let Some(shard) = shard else { continue };
             let known = self.data.shards.iter().position(|s| *s == shard);
@@ -326,6 +362,11 @@ impl<'a> ChangeRef<'a> {
     /// The shard that a transform chose.
     pub fn shard(self) -> Option<&'a Arc<str>> {
         self.batch.data.shards.get(self.record.shard as usize)
+    }
+
+    /// Why a transform left it out, if one did.
+    pub fn left_out(self) -> Option<&'a LeftOut> {
+        self.batch.data.left_out.get(&self.index)
     }
 
     /// Prefix and content of an [`Op::Message`].
@@ -462,6 +503,7 @@ impl BatchBuilder {
                 bytes: Vec::new(),
                 pieces: Vec::new(),
                 shards: Vec::new(),
+                left_out: BTreeMap::new(),
                 end: Position::default(),
                 safe_time: None,
                 lag_bytes: None,
@@ -620,6 +662,13 @@ impl BatchBuilder {
         };
         if let Some(record) = self.data.records.last_mut() {
             record.shard = at as u32;
+        }
+    }
+
+    /// Leaves the current change out: it stays in the batch, to be counted and kept as a letter.
+    pub fn leave_out(&mut self, why: LeftOut) {
+        if let Some(last) = self.data.records.len().checked_sub(1) {
+            self.data.left_out.insert(last as u32, why);
         }
     }
 

@@ -36,6 +36,9 @@ pub struct Checkpoint {
     /// What was applied since the pipeline exists.
     #[serde(default)]
     pub counters: Counters,
+    /// Of it, what each shard of the target has counted: told while it does not answer.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shards: BTreeMap<String, Counters>,
     /// An operator paused the pipeline.
     #[serde(default)]
     pub paused: bool,
@@ -103,6 +106,7 @@ impl Default for Checkpoint {
             partitions: BTreeMap::new(),
             snapshot: SnapshotProgress::default(),
             counters: Counters::default(),
+            shards: BTreeMap::new(),
             paused: false,
             saved_at: None,
             ended: false,
@@ -224,6 +228,22 @@ pub struct Counters {
     pub snapshot_rows: u64,
     /// Changes put into the dead-letter store.
     pub dead_letters: u64,
+    /// Changes of rows that a filter left out.
+    #[serde(default)]
+    pub filtered: u64,
+    /// Changes of rows that a mapping left out: their table is not in the target.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Of `changes`, those that did nothing because the target's row was newer already.
+    #[serde(default)]
+    pub stale: u64,
+}
+
+impl Counters {
+    /// Changes of rows that took effect.
+    pub fn applied(&self) -> u64 {
+        self.changes.saturating_sub(self.stale)
+    }
 }
 
 impl std::ops::AddAssign for Counters {
@@ -232,6 +252,9 @@ impl std::ops::AddAssign for Counters {
         self.transactions += other.transactions;
         self.snapshot_rows += other.snapshot_rows;
         self.dead_letters += other.dead_letters;
+        self.filtered += other.filtered;
+        self.skipped += other.skipped;
+        self.stale += other.stale;
     }
 }
 

@@ -10,7 +10,9 @@ mod time;
 mod unit;
 mod value;
 
-pub use batch::{BatchBuilder, ChangeBatch, ChangeRef, OldImage, Op, Piece, RowRef, Transaction, TruncateOptions};
+pub use batch::{
+    BatchBuilder, ChangeBatch, ChangeRef, LeftOut, OldImage, Op, Piece, RowRef, Transaction, TruncateOptions,
+};
 pub use checkpoint::{
     Checkpoint, Counters, PartitionProgress, PartitionStatus, Sharing, SnapshotPhase, SnapshotProgress, SourceIdentity,
     TableSnapshot,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::lanes::{BatchNotes, Lanes, Share};
 use super::ledger::Ledger;
-use super::route::Router;
+use super::route::{Router, ShardLanes};
 use super::transactions::Size;
 use super::{Orderer, UnitLimits};
 use crate::error::Result;
@@ -74,6 +74,14 @@ impl ByKey {
     #[must_use]
     pub fn pinned(mut self, groups: HashMap<TableName, u32>) -> Self {
         self.router.pin(groups);
+        self
+    }
+
+    /// Each shard has lanes of its own, in place of those of [`ByKey::new`].
+    #[must_use]
+    pub fn sharded(mut self, shards: ShardLanes, limits: UnitLimits) -> Self {
+        self.lanes = Lanes::new(shards.count(), limits);
+        self.router.shards(shards);
         self
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::lanes::{BatchNotes, Lanes, Share};
 use super::ledger::{Ledger, Track};
 use super::merge::Merge;
-use super::route::Fnv;
+use super::route::{Fnv, ShardLanes};
 use super::transactions::Size;
 use super::{Orderer, UnitLimits};
 use crate::error::Result;
@@ -35,6 +35,7 @@ pub struct ByWindow {
     windows: Vec<i64>,
     /// The lane of each partition's last change.
     tails: HashMap<Track, u32>,
+    shards: Option<ShardLanes>,
 }
 
 impl ByWindow {
@@ -48,7 +49,17 @@ impl ByWindow {
             windows: vec![i64::MIN; lanes.count() as usize],
             lanes,
             tails: HashMap::new(),
+            shards: None,
         }
+    }
+
+    /// Each shard has a lane of its own, in place of those of [`ByWindow::new`].
+    #[must_use]
+    pub fn sharded(mut self, shards: ShardLanes, limits: UnitLimits) -> Self {
+        self.lanes = Lanes::new(shards.count(), limits);
+        self.windows = vec![i64::MIN; self.lanes.count() as usize];
+        self.shards = Some(shards);
+        self
     }
 
     /// The piece's changes by lane.
@@ -59,8 +70,14 @@ impl ByWindow {
         }
         let mut lists: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for index in piece.changes.clone() {
-            let shard = batch.change(index as usize).shard().map_or("", |s| s);
-            *tail = Fnv::new().with(shard.as_bytes()).modulo(self.lanes.count());
+            let change = batch.change(index as usize);
+            *tail = match &self.shards {
+                Some(shards) => shards.first(change),
+                None => {
+                    let shard = change.shard().map_or("", |s| s);
+                    Fnv::new().with(shard.as_bytes()).modulo(self.lanes.count())
+                }
+            };
             lists.entry(*tail).or_default().push(index);
         }
         lists.into_iter().map(|(lane, list)| (lane, Share::list(notes, list))).collect()

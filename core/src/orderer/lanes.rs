@@ -117,6 +117,8 @@ pub(super) struct Share {
     /// Do not merge it with what is before it, unless as much as this fits: it begins something that
     /// should stay together.
     pub(super) group: Option<Size>,
+    /// What its group holds is one target transaction: handed out in parts if it is larger than the limits.
+    pub(super) whole: bool,
 }
 
 #[derive(Debug)]
@@ -129,15 +131,15 @@ enum Picks {
 
 impl Share {
     pub(super) fn run(notes: &Arc<BatchNotes>, run: Range<u32>) -> Self {
-        Self { notes: Arc::clone(notes), picks: Picks::Run(run), group: None }
+        Self { notes: Arc::clone(notes), picks: Picks::Run(run), group: None, whole: false }
     }
 
     pub(super) fn list(notes: &Arc<BatchNotes>, list: Vec<u32>) -> Self {
-        Self { notes: Arc::clone(notes), picks: Picks::List(list, 0), group: None }
+        Self { notes: Arc::clone(notes), picks: Picks::List(list, 0), group: None, whole: false }
     }
 
     pub(super) fn end(notes: &Arc<BatchNotes>, piece: usize) -> Self {
-        Self { notes: Arc::clone(notes), picks: Picks::End(piece), group: None }
+        Self { notes: Arc::clone(notes), picks: Picks::End(piece), group: None, whole: false }
     }
 
     /// Whether there is nothing to give.
@@ -194,7 +196,7 @@ impl Share {
             }
             Picks::End(piece) => Picks::End(*piece),
         };
-        Share { notes: Arc::clone(&self.notes), picks: front, group: None }
+        Share { notes: Arc::clone(&self.notes), picks: front, group: None, whole: self.whole }
     }
 
     /// Where the lane is after it, and how many transactions end in it.
@@ -243,6 +245,16 @@ struct Lane {
     left: HashMap<Track, usize>,
     /// The safe times that were stored last.
     safe_times: HashMap<Track, Option<Timestamp>>,
+    /// A transaction that is handed out in parts.
+    open: Option<Open>,
+}
+
+/// What is left of a transaction of which parts were handed out, and what its last part carries.
+#[derive(Debug, Default)]
+struct Open {
+    changes: usize,
+    work: Vec<Work>,
+    cuts: Vec<(Track, Position)>,
 }
 
 impl Lanes {
@@ -293,14 +305,14 @@ impl Lanes {
         self.turn = (lane + 1) % lanes;
         self.next_unit += 1;
         let id = UnitId(self.next_unit);
-        let taken = self.lanes[lane].take(&self.limits, ledger);
+        let (taken, part) = self.lanes[lane].next(&self.limits, ledger);
         self.waiting = self.waiting.minus(taken.size);
         self.flying.insert(id, (lane, taken.work));
         self.lanes[lane].in_flight += 1;
         Some(OrderedUnit {
             id,
             lane: lane as u32,
-            part: Part::Whole,
+            part,
             slices: taken.slices,
             transactions: taken.transactions,
             progress: taken.progress,
@@ -346,7 +358,43 @@ impl Taken {
 }
 
 impl Lane {
+    fn next(&mut self, limits: &UnitLimits, ledger: &Ledger) -> (Taken, Part) {
+        let first = match (&self.open, self.queue.front()) {
+            (Some(_), _) => false,
+            (None, Some(Share { whole: true, group: Some(group), .. })) if !group.fits(limits) => {
+                self.open = Some(Open { changes: group.changes, ..Open::default() });
+                true
+            }
+            _ => return (self.take(limits, ledger), Part::Whole),
+        };
+        let left = self.open.as_ref().map_or(0, |open| open.changes);
+        let within = UnitLimits { max_changes: limits.max_changes.min(left.max(1)), ..*limits };
+        let mut taken = self.fill(&within);
+        let mut open = self.open.take().unwrap_or_default();
+        open.changes = open.changes.saturating_sub(taken.size.changes);
+        // Nothing of it is done before its last part is.
+        open.work.append(&mut taken.work);
+        for cut in taken.cuts.drain(..) {
+            open.cuts.retain(|(track, _)| *track != cut.0);
+            open.cuts.push(cut);
+        }
+        if open.changes > 0 {
+            self.open = Some(open);
+            return (taken, if first { Part::First } else { Part::Middle });
+        }
+        (taken.work, taken.cuts) = (open.work, open.cuts);
+        self.add_progress(&mut taken, ledger);
+        (taken, if first { Part::Whole } else { Part::Last })
+    }
+
     fn take(&mut self, limits: &UnitLimits, ledger: &Ledger) -> Taken {
+        let mut taken = self.fill(limits);
+        self.add_progress(&mut taken, ledger);
+        taken
+    }
+
+    /// Takes as much as the limits allow, without progress.
+    fn fill(&mut self, limits: &UnitLimits) -> Taken {
         let mut taken = Taken::default();
         while let Some(share) = self.queue.front_mut() {
             let begun = !taken.slices.is_empty();
@@ -370,10 +418,13 @@ impl Lane {
             }
             self.queue.pop_front();
         }
+        taken
+    }
+
+    fn add_progress(&mut self, taken: &mut Taken, ledger: &Ledger) {
         for (track, cut) in std::mem::take(&mut taken.cuts) {
             taken.progress.push(self.progress(ledger, track, cut));
         }
-        taken
     }
 
     fn progress(&mut self, ledger: &Ledger, track: Track, cut: Position) -> Progress {

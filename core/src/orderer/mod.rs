@@ -3,12 +3,14 @@
 //! | order | source gives | applied | lanes |
 //! |---|---|---|---|
 //! | [`ByTransaction`] | whole transactions, or parts of them by commit time | whole, in commit order | 1 |
+//! | [`ByShard`] | as `ByTransaction` | each shard's part of a transaction whole, in commit order | one a shard |
 //! | [`ByKey`] | each key's changes in order | each key's changes in order | several |
 //! | [`ByWindow`] | changes by commit time | each shard sorted, window by window | several |
 //! | [`Arrival`] | anything | as it comes | 1 |
 
 mod arrival;
 mod by_key;
+mod by_shard;
 mod by_transaction;
 mod by_window;
 mod frontier;
@@ -26,8 +28,10 @@ use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Pr
 
 pub use arrival::Arrival;
 pub use by_key::ByKey;
+pub use by_shard::ByShard;
 pub use by_transaction::ByTransaction;
 pub use by_window::ByWindow;
+pub use route::ShardLanes;
 use transactions::Size;
 
 /// How large a unit may become. A unit is cut, or a transaction passed on in parts, before it

@@ -1,6 +1,7 @@
 //! Which lane a change goes to.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::model::{ChangeBatch, ChangeRef, Op, RowRef, TableName, TableSchema};
 use crate::net_effect::{has_comparable_key, key_bytes};
@@ -36,11 +37,40 @@ pub(super) struct Route {
     pub(super) alone: bool,
 }
 
+/// Which lanes write to which shard: those of a shard stand together, in the order of the shards.
+///
+/// A change of a shard that is not known, or of none, goes to the first lane: whoever writes there
+/// finds out that it is not its own.
+#[derive(Debug, Clone)]
+pub struct ShardLanes {
+    places: HashMap<Arc<str>, u32>,
+    lanes: u32,
+}
+
+impl ShardLanes {
+    /// These shards, with this many lanes each.
+    pub fn new(names: impl IntoIterator<Item = Arc<str>>, lanes: u32) -> Self {
+        Self { places: names.into_iter().zip(0..).collect(), lanes: lanes.max(1) }
+    }
+
+    /// The number of all lanes.
+    pub fn count(&self) -> u32 {
+        self.places.len() as u32 * self.lanes
+    }
+
+    /// The first lane of the change's shard.
+    pub(super) fn first(&self, change: ChangeRef<'_>) -> u32 {
+        change.shard().and_then(|shard| self.places.get(shard)).copied().unwrap_or(0) * self.lanes
+    }
+}
+
 /// Sends tables and keys to lanes.
 #[derive(Debug)]
 pub(super) struct Router {
+    /// Of each shard, where there are shards.
     lanes: u32,
     pinned: HashMap<TableName, u32>,
+    shards: Option<ShardLanes>,
 }
 
 /// How the rows of a table are sent.
@@ -53,24 +83,30 @@ enum TableRoute {
 }
 
 /// The routes of one batch.
-pub(super) struct Routes {
+pub(super) struct Routes<'r> {
     lanes: u32,
+    shards: Option<&'r ShardLanes>,
     tables: Vec<TableRoute>,
     scratch: Vec<u8>,
 }
 
 impl Router {
     pub(super) fn new(lanes: u32) -> Self {
-        Self { lanes, pinned: HashMap::new() }
+        Self { lanes, pinned: HashMap::new(), shards: None }
+    }
+
+    pub(super) fn shards(&mut self, shards: ShardLanes) {
+        self.lanes = shards.lanes;
+        self.shards = Some(shards);
     }
 
     pub(super) fn pin(&mut self, groups: HashMap<TableName, u32>) {
         self.pinned = groups;
     }
 
-    pub(super) fn of_batch(&self, batch: &ChangeBatch) -> Routes {
+    pub(super) fn of_batch(&self, batch: &ChangeBatch) -> Routes<'_> {
         let tables = batch.schemas().iter().map(|s| self.of_table(s)).collect();
-        Routes { lanes: self.lanes, tables, scratch: Vec::new() }
+        Routes { lanes: self.lanes, shards: self.shards.as_ref(), tables, scratch: Vec::new() }
     }
 
     fn of_table(&self, table: &TableSchema) -> TableRoute {
@@ -82,8 +118,17 @@ impl Router {
     }
 }
 
-impl Routes {
+impl Routes<'_> {
     pub(super) fn of(&mut self, change: ChangeRef<'_>) -> Route {
+        let route = self.within(change);
+        match self.shards {
+            Some(shards) => Route { lane: shards.first(change) + route.lane, ..route },
+            None => route,
+        }
+    }
+
+    /// The route among the lanes of its shard.
+    fn within(&mut self, change: ChangeRef<'_>) -> Route {
         if change.op() == Op::Message {
             return Route { lane: 0, alone: false };
         }

@@ -9,13 +9,13 @@ use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Drained, OnRejected, Order, RetryLimits, Role, RunningPipeline, Shared, SnapshotMode, Spec, Status, Workers,
-    status, stored,
+    Drained, LetterPolicy, OnRejected, Order, RetryLimits, Role, RunMode, RunningPipeline, Shared, SnapshotMode, Spec,
+    Status, Workers, status, stored,
 };
 use crate::checkpointer::Checkpointer;
 use crate::control::drain::{Drain, Durable};
 use crate::control::verify::{TableVerified, Verified, VerifyOptions};
-use crate::dead_letter::DeadLetterStore;
+use crate::dead_letter::{Classes, DeadLetterStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
 use crate::runtime::{Budget, Transforms, change_record, supervise, transformed, verify};
@@ -50,8 +50,8 @@ impl Pipeline {
             order: Order::Transaction,
             checkpointer: None,
             dead_letters: None,
-            on_rejected: OnRejected::Stop,
-            max_attempts: 10,
+            letters: LetterPolicy::default(),
+            mode: RunMode::Regular,
             consent: LossyConsent::default(),
             create_tables: false,
             snapshot: SnapshotMode::Initial,
@@ -218,10 +218,31 @@ impl Pipeline {
         self.spec.dead_letters.clone()
     }
 
+    /// What a run of it does.
+    pub fn mode(&self) -> RunMode {
+        self.spec.mode
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name
     }
+}
+
+fn check_lanes(order: &Order, sink: &dyn Sink) -> Result<()> {
+    let (most, name) = match sink.sharded() {
+        Some(sharded) => (sharded.max_lanes_per_shard(), "each shard".to_owned()),
+        None => (sink.info().max_lanes, sink.info().name.to_owned()),
+    };
+    if order.lanes() == 0 || order.lanes() > most {
+        let range = if most == 1 { "1".to_owned() } else { format!("from 1 to {most}") };
+        return Err(Error::config("pipeline.lanes", format!("must be {range} for {name}")));
+    }
+    if sink.sharded().is_some() && matches!(order, Order::Window { .. }) && order.lanes() > 1 {
+        let problem = "must be 1: a shard's windows are applied one after another";
+        return Err(Error::config("pipeline.lanes", problem).hint("set order = \"key\" for several lanes to a shard"));
+    }
+    Ok(())
 }
 
 async fn watch_retention(spec: Arc<Spec>, shared: Arc<Shared>, stop: CancellationToken) {
@@ -250,8 +271,8 @@ pub struct PipelineBuilder {
     order: Order,
     checkpointer: Option<Arc<dyn Checkpointer>>,
     dead_letters: Option<Arc<dyn DeadLetterStore>>,
-    on_rejected: OnRejected,
-    max_attempts: u32,
+    letters: LetterPolicy,
+    mode: RunMode,
     consent: LossyConsent,
     create_tables: bool,
     snapshot: SnapshotMode,
@@ -311,13 +332,38 @@ impl PipelineBuilder {
 
     /// What happens to a row that the target refuses. Default: [`OnRejected::Stop`].
     pub fn on_rejected(mut self, policy: OnRejected) -> Self {
-        self.on_rejected = policy;
+        self.letters.on_rejected = policy;
         self
     }
 
-    /// How often a dead letter is tried again by itself. Default 10.
+    /// How often a dead letter is tried again by itself; then it is severe. Default 500.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.max_attempts = attempts;
+        self.letters.max_attempts = attempts;
+        self
+    }
+
+    /// How long a dead letter waits between two tries. Default, and least: 10 s.
+    pub fn retry_letters_after(mut self, wait: Duration) -> Self {
+        self.letters.retry_after = wait;
+        self
+    }
+
+    /// Which refusals may mend themselves. Default: see [`Classes`].
+    pub fn classes(mut self, classes: Classes) -> Self {
+        self.letters.classes = classes;
+        self
+    }
+
+    /// Whether changes that transforms left out are kept in the dead-letter store, closed: those of a
+    /// filter, and those of tables that a mapping does not have. Default: both. They are always counted.
+    pub fn keep_left_out(mut self, filtered: bool, skipped: bool) -> Self {
+        (self.letters.keep_filtered, self.letters.keep_skipped) = (filtered, skipped);
+        self
+    }
+
+    /// What the run does. Default: [`RunMode::Regular`].
+    pub fn mode(mut self, mode: RunMode) -> Self {
+        self.mode = mode;
         self
     }
 
@@ -398,11 +444,7 @@ impl PipelineBuilder {
                 "this sink keeps no checkpoints: set one, of type \"sqlite\" or \"file\" for instance",
             )
         })?;
-        let most = sink.info().max_lanes;
-        if self.order.lanes() == 0 || self.order.lanes() > most {
-            let range = if most == 1 { "1".to_owned() } else { format!("from 1 to {most}") };
-            return Err(Error::config("pipeline.lanes", format!("must be {range} for {}", sink.info().name)));
-        }
+        check_lanes(&self.order, sink.as_ref())?;
         if self.memory < 1 << 20 {
             return Err(Error::config("pipeline.memory_mib", "must be at least 1"));
         }
@@ -410,7 +452,10 @@ impl PipelineBuilder {
             return Err(Error::config("pipeline.snapshot_workers", "must be at least 1"));
         }
         let dead_letters = self.dead_letters.or_else(|| sink.dead_letters());
-        if self.on_rejected != OnRejected::Stop && dead_letters.is_none() {
+        if self.mode != RunMode::Regular && dead_letters.is_none() {
+            return Err(missing("dead_letters.type", "there is no store whose letters could be tried again"));
+        }
+        if self.letters.on_rejected != OnRejected::Stop && dead_letters.is_none() {
             return Err(missing("dead_letters.type", "on_rejected needs a store: \"sqlite\" or \"file\" for instance"));
         }
         if let Some(workers) = &self.workers {
@@ -428,8 +473,8 @@ impl PipelineBuilder {
             order: self.order,
             checkpointer,
             dead_letters,
-            on_rejected: self.on_rejected,
-            max_attempts: self.max_attempts,
+            letters: self.letters,
+            mode: self.mode,
             consent: self.consent,
             create_tables: self.create_tables,
             snapshot: self.snapshot,

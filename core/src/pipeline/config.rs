@@ -7,7 +7,8 @@ use serde::Deserialize;
 use toml::Table;
 
 use super::keys::keys;
-use super::{OnRejected, Order, SnapshotMode, WorkersConfig};
+use super::{OnRejected, Order, RunMode, SnapshotMode, WorkersConfig};
+use crate::dead_letter::ClassRule;
 use crate::error::{Error, Result};
 
 /// A whole configuration file.
@@ -79,6 +80,9 @@ pub struct PipelineSection {
     /// How many retries in a row without progress are made before giving up. Default: no limit.
     #[serde(default)]
     pub retries: Option<u32>,
+    /// `regular` (default), `retry_dlq` (the severe letters) or `retry_all_dlq` (every letter).
+    #[serde(default)]
+    pub mode: RunMode,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -108,14 +112,33 @@ pub struct DeadLetterConfig {
     /// `stop` (default), `halt_shard` or `dead_letter`.
     #[serde(default)]
     pub on_rejected: OnRejected,
-    /// How often a letter is tried again by itself. Default 10.
+    /// How often a letter is tried again by itself; then it is severe. Default 500.
     pub max_attempts: Option<u32>,
+    /// How many minutes a letter waits between two tries. Default, and least: a sixth, which is 10 s.
+    pub retry_minutes: Option<f64>,
+    /// Which refusals may mend themselves (`retry`) and which need a person (`severe`), before the
+    /// built-in rules: `[[dead_letters.classes]]` with `matches`, a part of the reason, and `class`.
+    #[serde(default)]
+    pub classes: Vec<ClassRule>,
+    /// What of the changes that transforms left out is kept as closed letters: `filtered`, `skip`.
+    /// Default: both. They are always counted.
+    pub keep: Option<Vec<KeepName>>,
     /// `sink` (the default where the sink can), `memory`, `file`, `sqlite`, `postgres`, `mysql`.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     /// The keys of that type.
     #[serde(flatten)]
     pub rest: Table,
+}
+
+/// Changes that a transform left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepName {
+    /// By a filter.
+    Filtered,
+    /// By a mapping that does not have their table.
+    Skip,
 }
 
 /// `[mapping]`
@@ -208,6 +231,25 @@ impl PipelineConfig {
             Some(toml::Value::Boolean(create)) => Ok(create),
             Some(_) => Err(Error::config("sink.create_tables", "must be true or false")),
         }
+    }
+}
+
+impl DeadLetterConfig {
+    /// The keys of every store.
+    pub(super) const KEYS: [&str; 6] = ["on_rejected", "max_attempts", "retry_minutes", "classes", "keep", "type"];
+
+    /// How long a letter waits between two tries.
+    pub(super) fn retry_after(&self) -> Result<Option<Duration>> {
+        let seconds = |minutes: f64| Duration::try_from_secs_f64(minutes * 60.0).ok();
+        match self.retry_minutes.map(seconds) {
+            None => Ok(None),
+            Some(Some(wait)) => Ok(Some(wait)),
+            Some(None) => Err(Error::config("dead_letters.retry_minutes", "must be a number of minutes, not negative")),
+        }
+    }
+
+    pub(super) fn keeps(&self, name: KeepName) -> bool {
+        self.keep.as_ref().is_none_or(|names| names.contains(&name))
     }
 }
 

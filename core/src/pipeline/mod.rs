@@ -15,14 +15,15 @@ use std::time::Duration;
 
 pub use crate::control::drain::Drained;
 pub use builder::{Pipeline, PipelineBuilder};
-pub use config::{CheckpointConfig, DeadLetterConfig, MappingConfig, PipelineConfig, PipelineSection};
+pub use config::{CheckpointConfig, DeadLetterConfig, KeepName, MappingConfig, PipelineConfig, PipelineSection};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;
 pub use running::{Monitor, RunningPipeline};
-pub use status::{PartitionState, Phase, SnapshotState, Status};
-pub(crate) use status::{Shared, Watermark};
+pub(crate) use status::{Known, Shared, Watermark};
+pub use status::{PartitionState, Phase, ShardPhase, ShardState, SnapshotState, Status};
 
+pub(crate) use crate::runtime::LetterPolicy;
 pub use crate::runtime::{OnRejected, RetryLimits};
 pub use workers::{Workers, WorkersConfig};
 
@@ -30,8 +31,9 @@ use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
 use crate::leases::{CheckpointLeases, Leases};
 use crate::mapping::preflight::LossyConsent;
-use crate::orderer::UnitLimits;
+use crate::orderer::{ShardLanes, UnitLimits};
 use crate::runtime::Budget;
+use crate::sharded::Sharded;
 use crate::sink::Sink;
 use crate::source::Source;
 
@@ -59,6 +61,20 @@ pub(crate) enum Role {
     Partition,
 }
 
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunMode {
+    /// Streams, and tries letters that may succeed by themselves again.
+    #[default]
+    Regular,
+    /// Tries the severe letters again, once, with what waits behind them, and ends. Nothing is read
+    /// from the source.
+    RetryDlq,
+    /// Tries every open letter again, once, and ends. Nothing is read from the source.
+    RetryAllDlq,
+}
+
 /// Everything that a run needs, checked by the builder.
 #[derive(Debug, Clone)]
 pub(crate) struct Spec {
@@ -73,8 +89,8 @@ pub(crate) struct Spec {
     pub(crate) order: Order,
     pub(crate) checkpointer: Arc<dyn Checkpointer>,
     pub(crate) dead_letters: Option<Arc<dyn DeadLetterStore>>,
-    pub(crate) on_rejected: OnRejected,
-    pub(crate) max_attempts: u32,
+    pub(crate) letters: LetterPolicy,
+    pub(crate) mode: RunMode,
     pub(crate) consent: LossyConsent,
     pub(crate) create_tables: bool,
     pub(crate) snapshot: SnapshotMode,
@@ -94,8 +110,20 @@ impl Spec {
         Some(workers.leases.clone().unwrap_or_else(default))
     }
 
+    /// How many lanes it writes with, to all shards together.
     pub(crate) fn lanes(&self) -> u32 {
-        self.order.lanes()
+        self.order.lanes() * self.sink.sharded().map_or(1, Sharded::count)
+    }
+
+    /// Which lanes write to which shard.
+    pub(crate) fn shard_lanes(&self) -> Option<ShardLanes> {
+        let sharded = self.sink.sharded()?;
+        Some(ShardLanes::new(sharded.names().iter().cloned(), self.order.lanes()))
+    }
+
+    /// Whether a shard that fails is halted, alone.
+    pub(crate) fn halts_shards(&self) -> bool {
+        self.letters.on_rejected == OnRejected::HaltShard && self.sink.sharded().is_some()
     }
 
     /// Units of an eighth of the budget: two are at a lane, one is being filled, and the readers

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::model::TableName;
-use crate::orderer::{self, Orderer, UnitLimits};
+use crate::orderer::{self, Orderer, ShardLanes, UnitLimits};
 use crate::source::SourceOrder;
 
 /// How changes are ordered at the target.
@@ -112,7 +112,7 @@ impl Order {
         }
     }
 
-    /// How many lanes it writes with.
+    /// How many lanes it writes with: to each shard, where the sink is sharded.
     pub fn lanes(&self) -> u32 {
         match self {
             Self::Key { lanes } | Self::Window { lanes, .. } => *lanes,
@@ -141,7 +141,20 @@ impl Order {
         source: SourceOrder,
         limits: UnitLimits,
         pinned: HashMap<TableName, u32>,
+        shards: Option<ShardLanes>,
     ) -> Box<dyn Orderer> {
+        if let Some(shards) = shards {
+            return match (self, source) {
+                (Self::Key { .. } | Self::Arrival, _) => {
+                    Box::new(orderer::ByKey::new(1, limits).pinned(pinned).sharded(shards, limits))
+                }
+                (Self::Window { length, .. }, _) => {
+                    Box::new(orderer::ByWindow::new(*length, 1, limits).sharded(shards, limits))
+                }
+                (Self::Transaction, SourceOrder::Transactions) => Box::new(orderer::ByShard::single(shards, limits)),
+                (Self::Transaction, _) => Box::new(orderer::ByShard::merged(shards, limits)),
+            };
+        }
         match (self, source) {
             (Self::Transaction, SourceOrder::Transactions) => Box::new(orderer::ByTransaction::single(limits)),
             (Self::Transaction, _) => Box::new(orderer::ByTransaction::merged(limits)),

@@ -8,9 +8,9 @@ use std::time::Duration;
 use toml::Table;
 
 use super::keys::{keys, no_keys};
-use super::{Pipeline, PipelineBuilder, PipelineConfig, RetryLimits};
+use super::{KeepName, Pipeline, PipelineBuilder, PipelineConfig, RetryLimits};
 use crate::checkpointer::{Checkpointer, FileCheckpointer, MemoryCheckpointer};
-use crate::dead_letter::{DeadLetterStore, FileDeadLetters, MemoryDeadLetters};
+use crate::dead_letter::{Classes, DeadLetterStore, FileDeadLetters, MemoryDeadLetters};
 use crate::error::{Error, Result};
 use crate::leases::Leases;
 use crate::mapping::preflight::LossyConsent;
@@ -117,7 +117,10 @@ impl Registry {
             .snapshot(snapshot)
             .create_tables(create_tables)
             .accept_lossy(LossyConsent::parse(&config.mapping.lossy)?)
+            .mode(p.mode)
             .on_rejected(config.dead_letters.on_rejected)
+            .classes(Classes::new(std::mem::take(&mut config.dead_letters.classes))?)
+            .keep_left_out(config.dead_letters.keeps(KeepName::Filtered), config.dead_letters.keeps(KeepName::Skip))
             .retry(RetryLimits { attempts: p.retries, ..RetryLimits::default() });
         if let Some(keys) = workers {
             let mut workers = keys.workers()?;
@@ -137,6 +140,9 @@ impl Registry {
         }
         if let Some(attempts) = config.dead_letters.max_attempts {
             builder = builder.max_attempts(attempts);
+        }
+        if let Some(wait) = config.dead_letters.retry_after()? {
+            builder = builder.retry_letters_after(wait);
         }
         builder = builder.source_arc(made("source", &self.sources, config.source)?).sink_arc(made(
             "sink",
@@ -169,7 +175,7 @@ impl Registry {
                 builder = builder.dead_letters(find("dead_letters", &self.dead_letters, &kind)?(keys)?);
             }
             // The sink's own store takes no keys of its own.
-            _ => no_keys("dead_letters", &["on_rejected", "max_attempts", "type"], &keys)?,
+            _ => no_keys("dead_letters", &super::DeadLetterConfig::KEYS, &keys)?,
         }
         Ok(builder)
     }

@@ -2,18 +2,21 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Spec;
 use super::stored::{self, Stored};
 use crate::control::drain::Durable;
+use crate::dead_letter::{DeadLetterStore, LetterState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
     Checkpoint, Counters, PartitionId, Position, SnapshotPhase, SnapshotProgress, SourceIdentity, TableName, Timestamp,
 };
+use crate::runtime::{OpenLetters, leave_alone};
 use crate::source::{RetentionLeft, Source};
 
 /// What a pipeline is doing.
@@ -68,6 +71,9 @@ pub struct Status {
     pub snapshot: Option<SnapshotState>,
     /// How far each partition is.
     pub partitions: BTreeMap<PartitionId, PartitionState>,
+    /// How far each shard of a sharded target is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shards: BTreeMap<String, ShardState>,
     /// The source.
     pub identity: SourceIdentity,
     /// The error that ended the last attempt, if one did.
@@ -88,6 +94,77 @@ pub struct PartitionState {
     /// The worker that has it, where several share the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
+}
+
+/// What a shard is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShardPhase {
+    /// Changes are applied as they come.
+    Running,
+    /// It has refused a change: all later ones of it wait in the dead-letter store.
+    Waiting,
+    /// It does not answer: its changes are parked in the dead-letter store.
+    Halted,
+}
+
+/// How far a shard is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShardState {
+    /// What it is doing.
+    pub phase: ShardPhase,
+    /// Why it is not running.
+    pub reason: Option<String>,
+    /// What was applied and left out since the pipeline exists; of a halted shard, as far as it told last.
+    pub counters: Counters,
+    /// Its dead letters that are tried again by themselves, with what waits behind others.
+    pub retryable: u64,
+    /// Its dead letters that need a person.
+    pub severe: u64,
+    /// Everything that was committed for it at or before this time is in it.
+    pub safe_time: Option<Timestamp>,
+    /// Seconds from that time to this machine's clock.
+    pub lag_seconds: Option<f64>,
+}
+
+impl ShardState {
+    fn new(
+        halted: Option<String>,
+        waits: bool,
+        counters: Counters,
+        letters: OpenLetters,
+        safe_time: Option<Timestamp>,
+    ) -> Self {
+        let phase = match (&halted, waits) {
+            (Some(_), _) => ShardPhase::Halted,
+            (None, true) => ShardPhase::Waiting,
+            (None, false) => ShardPhase::Running,
+        };
+        // What is older than its oldest letter is in it.
+        let before = letters.oldest.map(|t| t.minus_micros(1));
+        let safe_time = match before {
+            Some(before) => safe_time.map(|t| t.min(before)),
+            None => safe_time,
+        };
+        Self {
+            phase,
+            reason: halted,
+            counters,
+            retryable: letters.retryable,
+            severe: letters.severe,
+            safe_time,
+            lag_seconds: lag_seconds(safe_time),
+        }
+    }
+}
+
+/// What a run knows of its shards.
+pub(crate) struct Known<'a> {
+    pub(crate) counters: BTreeMap<String, Counters>,
+    pub(crate) halted: &'a BTreeMap<usize, String>,
+    pub(crate) letters: BTreeMap<String, OpenLetters>,
+    /// Those whose changes wait behind letters.
+    pub(crate) waits: Vec<bool>,
 }
 
 /// How far a snapshot is.
@@ -145,6 +222,21 @@ struct State {
     failures: u32,
     /// Tables that appeared in the stream and were not there when the run began.
     new_tables: HashSet<TableName>,
+    shards: BTreeMap<String, ShardState>,
+    shard_health: BTreeMap<usize, ShardHealth>,
+    /// A halted shard answers again: the next attempt takes it in.
+    resuming: bool,
+}
+
+/// How often a shard failed since it worked last.
+#[derive(Debug, Clone)]
+struct ShardHealth {
+    failures: u32,
+    reason: String,
+    /// It is not asked before.
+    ask_at: Instant,
+    /// It has answered since it failed last.
+    answers: bool,
 }
 
 /// What is durable in the target.
@@ -241,6 +333,77 @@ impl Shared {
         });
     }
 
+    /// What dead letters that were tried again have come to.
+    pub(crate) fn replayed(&self, counters: Counters, dead_letters_open: u64) {
+        self.progressed();
+        self.with(|s| (s.counters, s.dead_letters_open) = (counters, dead_letters_open));
+    }
+
+    /// A shard failed. How often it has, since it worked last.
+    pub(crate) fn shard_failed(&self, shard: usize, reason: &str) -> u32 {
+        self.with(|s| {
+            let fresh = ShardHealth { failures: 0, reason: String::new(), ask_at: Instant::now(), answers: false };
+            let health = s.shard_health.entry(shard).or_insert(fresh);
+            health.failures += 1;
+            reason.clone_into(&mut health.reason);
+            health.answers = false;
+            health.ask_at = Instant::now() + leave_alone(health.failures);
+            health.failures
+        })
+    }
+
+    /// A shard has made something durable.
+    pub(crate) fn shard_works(&self, shard: usize) {
+        self.with(|s| s.shard_health.remove(&shard));
+    }
+
+    /// Shards that have failed this often and did not answer since, with the reason.
+    pub(crate) fn halted_shards(&self, failures: u32) -> BTreeMap<usize, String> {
+        self.with(|s| {
+            let halted = s.shard_health.iter().filter(|(_, h)| h.failures >= failures && !h.answers);
+            halted.map(|(shard, h)| (*shard, h.reason.clone())).collect()
+        })
+    }
+
+    pub(crate) fn may_ask(&self, shard: usize) -> bool {
+        self.with(|s| s.shard_health.get(&shard).is_none_or(|h| h.ask_at <= Instant::now()))
+    }
+
+    /// A halted shard answers: the next attempt begins at once.
+    pub(crate) fn shard_answers(&self, shard: usize) {
+        self.with(|s| {
+            s.resuming = true;
+            if let Some(health) = s.shard_health.get_mut(&shard) {
+                health.answers = true;
+            }
+        });
+    }
+
+    pub(crate) fn still_halted(&self, shard: usize, reason: &str) {
+        self.with(|s| {
+            if let Some(health) = s.shard_health.get_mut(&shard) {
+                reason.clone_into(&mut health.reason);
+                health.ask_at = Instant::now() + leave_alone(health.failures);
+            }
+        });
+    }
+
+    pub(crate) fn take_resuming(&self) -> bool {
+        self.with(|s| std::mem::take(&mut s.resuming))
+    }
+
+    /// Shows how far each shard is.
+    pub(crate) fn shards(&self, names: &[Arc<str>], known: Known<'_>, safe_time: Option<Timestamp>) {
+        let state = |(at, name): (usize, &Arc<str>)| {
+            let counters = known.counters.get(&**name).copied().unwrap_or_default();
+            let letters = known.letters.get(&**name).copied().unwrap_or_default();
+            let halted = known.halted.get(&at).cloned();
+            (name.to_string(), ShardState::new(halted, known.waits[at], counters, letters, safe_time))
+        };
+        let shards = names.iter().enumerate().map(state).collect();
+        self.with(|s| s.shards = shards);
+    }
+
     pub(crate) fn status(&self, pipeline: &str, source: &dyn Source) -> Status {
         let partitions = self.watermark.borrow().states(source);
         let phase = *self.phase.borrow();
@@ -258,6 +421,7 @@ impl Shared {
             retention: s.retention.clone(),
             snapshot: s.snapshot,
             partitions,
+            shards: s.shards.clone(),
             identity: s.identity.clone(),
             last_error: s.last_error.as_ref().map(|(_, text)| text.clone()),
             last_error_kind: s.last_error.as_ref().map(|(kind, _)| *kind),
@@ -306,6 +470,16 @@ pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
     };
     let safe_time = stored.safe_time();
     let partitions = Watermark::of(&stored, open).states(spec.source.as_ref());
+    let letters = match &spec.dead_letters {
+        Some(store) if !stored.shards.is_empty() && open > 0 => open_by_shard(store.as_ref(), &spec.name).await?,
+        _ => BTreeMap::new(),
+    };
+    let shard = |shard: stored::ShardTold| {
+        let letters = letters.get(&shard.name).copied().unwrap_or_default();
+        let waits = letters.retryable + letters.severe > 0;
+        (shard.name, ShardState::new(shard.silent, waits, shard.counters, letters, safe_time))
+    };
+    let shards = stored.shards.into_iter().map(shard).collect();
     let checkpoint = stored.checkpoint;
     Ok(Some(Status {
         pipeline: spec.name.to_string(),
@@ -327,9 +501,24 @@ pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
         retention: None,
         snapshot: Some(SnapshotState::from(&checkpoint.snapshot)),
         partitions,
+        shards,
         identity: checkpoint.identity,
         last_error: None,
         last_error_kind: None,
         failures: 0,
     }))
+}
+
+/// Open letters by shard, page by page.
+async fn open_by_shard(store: &dyn DeadLetterStore, pipeline: &str) -> Result<BTreeMap<String, OpenLetters>> {
+    let mut open: BTreeMap<String, OpenLetters> = BTreeMap::new();
+    let mut after: Option<String> = None;
+    loop {
+        let page = store.list(pipeline, &[LetterState::Open, LetterState::Held], after.as_deref(), 500).await?;
+        let Some(last) = page.last() else { return Ok(open) };
+        after = Some(last.id.clone());
+        for letter in &page {
+            open.entry(letter.shard.clone().unwrap_or_default()).or_default().add(letter);
+        }
+    }
 }

@@ -8,7 +8,8 @@ use crate::control::drain::Durable;
 use crate::error::Result;
 use crate::leases::{LETTERS, Lease, SETUP};
 use crate::model::{Checkpoint, Counters, PartitionId, PartitionProgress, PartitionStatus, SnapshotPhase, Timestamp};
-use crate::runtime::merge_progress;
+use crate::runtime::{TALLY, Tally, merge_progress};
+use crate::sink::LaneProgress;
 
 /// What is stored of a pipeline.
 #[derive(Debug, Default)]
@@ -17,6 +18,18 @@ pub(crate) struct Stored {
     pub(crate) checkpoint: Checkpoint,
     /// Who has which partition, where several workers share them.
     pub(crate) owners: BTreeMap<PartitionId, String>,
+    /// What each shard tells, where the target is sharded.
+    pub(crate) shards: Vec<ShardTold>,
+}
+
+/// What a shard tells.
+#[derive(Debug)]
+pub(crate) struct ShardTold {
+    pub(crate) name: String,
+    /// Why it does not answer.
+    pub(crate) silent: Option<String>,
+    /// What it has counted; of one that is silent, as far as it told last.
+    pub(crate) counters: Counters,
 }
 
 /// Reads the stores. `None` if the pipeline never ran.
@@ -27,25 +40,63 @@ pub(crate) async fn load(spec: &Spec) -> Result<Option<Stored>> {
         let counted = leases.counted(&spec.name).await?;
         return Ok(Some(of_leases(checkpoint, &listed, counted)));
     }
-    let lanes = match spec.sink.progress() {
-        Some(store) => store.read(&spec.name).await?,
-        None => Vec::new(),
-    };
+    let (lanes, shards) = told(spec, &checkpoint).await?;
+    checkpoint.counters = counters(&checkpoint, &lanes, &shards);
     if !lanes.is_empty() {
-        let before = checkpoint.counters;
-        checkpoint.counters = Counters::default();
-        lanes.iter().for_each(|lane| checkpoint.counters += lane.counters);
-        checkpoint.counters.snapshot_rows = before.snapshot_rows;
-        checkpoint.counters.dead_letters = before.dead_letters;
         let count = checkpoint.lanes;
         merge_progress(&mut checkpoint, &lanes, count);
     }
-    Ok(Some(Stored { checkpoint, owners: BTreeMap::new() }))
+    Ok(Some(Stored { checkpoint, owners: BTreeMap::new(), shards }))
+}
+
+/// What the target tells, each shard by itself: one that does not answer hides none of the others.
+async fn told(spec: &Spec, checkpoint: &Checkpoint) -> Result<(Vec<LaneProgress>, Vec<ShardTold>)> {
+    let Some(sharded) = spec.sink.sharded() else {
+        return Ok(match spec.sink.progress() {
+            Some(store) => (store.read(&spec.name).await?, Vec::new()),
+            None => (Vec::new(), Vec::new()),
+        });
+    };
+    let (mut lanes, mut shards) = (Vec::new(), Vec::new());
+    for (name, answer) in sharded.names().iter().zip(sharded.read_each(&spec.name).await) {
+        let (silent, counters) = match answer {
+            Ok(answer) => {
+                let counters = sum(&answer);
+                lanes.extend(answer);
+                (None, counters)
+            }
+            Err(e) => (Some(e.report()), checkpoint.shards.get(&**name).copied().unwrap_or_default()),
+        };
+        shards.push(ShardTold { name: name.to_string(), silent, counters });
+    }
+    Ok((lanes, shards))
+}
+
+fn counters(checkpoint: &Checkpoint, lanes: &[LaneProgress], shards: &[ShardTold]) -> Counters {
+    let known = checkpoint.counters;
+    let counters = match (shards.is_empty(), lanes.is_empty()) {
+        (true, true) => return known,
+        (true, false) => sum(lanes),
+        (false, _) => shards.iter().fold(Counters::default(), |mut all, shard| {
+            all += shard.counters;
+            all
+        }),
+    };
+    Counters { snapshot_rows: known.snapshot_rows, dead_letters: known.dead_letters, ..counters }
+}
+
+fn sum(lanes: &[LaneProgress]) -> Counters {
+    let mut sum = Counters::default();
+    for lane in lanes {
+        sum += Counters { snapshot_rows: 0, ..lane.counters };
+        sum += Tally::read(lane.partitions.get(TALLY)).counters();
+    }
+    sum
 }
 
 /// What the leases tell, as one checkpoint. `control`: the pipeline's own record.
 pub(crate) fn of_leases(control: Checkpoint, leases: &[Lease], counted: Counters) -> Stored {
-    let mut stored = Stored { checkpoint: control, owners: BTreeMap::new() };
+    let mut stored = Stored { checkpoint: control, ..Stored::default() };
     stored.checkpoint.counters += counted;
     stored.checkpoint.ended = leases.iter().all(|l| l.owner.is_none());
     for lease in leases {

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::letters::Letters;
+use super::letters::{LaneName, Letters};
+use super::tally::Tally;
 use crate::error::{Error, Result};
 use crate::model::{Counters, Part, PartitionId, Progress, Rank, Unit, UnitId};
 use crate::sink::{Durability, SinkWriter};
@@ -18,26 +19,34 @@ pub(crate) enum Applied {
     Taken(UnitId, Counters),
     /// The units are durable.
     Durable(Vec<UnitId>),
-    /// The open dead letters were tried again.
-    Retried,
+    /// The open dead letters of this lane's shard, or all, were tried again.
+    Retried(usize, Counters),
 }
 
 /// What the coordinator asks of a lane.
 #[derive(Debug)]
 pub(crate) enum Work {
     Apply(Unit),
-    /// Try the open dead letters again. Sent only while every lane is idle.
+    /// Try the open dead letters again. Sent only while every lane (of the shard) is idle.
     RetryLetters,
 }
 
 /// What a lane task works with.
 pub(crate) struct LaneTask {
-    pub(crate) writer: Box<dyn SinkWriter>,
+    pub(crate) name: LaneName,
+    /// `None`: its shard does not answer, and its changes are parked.
+    pub(crate) writer: Option<Box<dyn SinkWriter>>,
+    /// What was left out since the pipeline exists, as it is stored or goes with the next unit.
+    pub(crate) tally: Tally,
     /// What this lane had committed when the run began: a replay up to there is skipped.
     pub(crate) committed: HashMap<PartitionId, Progress>,
     /// For each partition the token that resumes it at or before what this lane has stored.
     pub(crate) tokens: HashMap<PartitionId, Bytes>,
     pub(crate) letters: Arc<Letters>,
+    /// Of the lanes of this pipeline.
+    pub(crate) index: usize,
+    /// What was left out since a unit stored the tally.
+    pub(crate) untold: Tally,
     pub(crate) inbox: mpsc::Receiver<Work>,
     pub(crate) out: mpsc::Sender<Applied>,
 }
@@ -54,7 +63,7 @@ impl LaneTask {
                     // Nothing waits: make durable what was only accepted, unless a target
                     // transaction is open in the middle of its parts.
                     if !accepted.is_empty() && !in_parts {
-                        self.writer.flush().await?;
+                        self.flush().await?;
                         tell(&self.out, Applied::Durable(std::mem::take(&mut accepted))).await?;
                     }
                     match self.inbox.recv().await {
@@ -75,30 +84,50 @@ impl LaneTask {
                     }
                 }
                 Work::RetryLetters => {
-                    self.letters.retry(self.writer.as_mut()).await?;
-                    tell(&self.out, Applied::Retried).await?;
+                    let applied = match (&mut self.writer, &self.name.shard) {
+                        (Some(writer), Some(shard)) => self.letters.resume_shard(writer.as_mut(), shard).await?,
+                        (Some(writer), None) => self.letters.retry(writer.as_mut()).await?,
+                        (None, _) => Counters::default(),
+                    };
+                    tell(&self.out, Applied::Retried(self.index, applied)).await?;
                 }
             }
         }
         if !in_parts {
-            self.writer.flush().await?;
+            self.flush().await?;
             if !accepted.is_empty() {
                 tell(&self.out, Applied::Durable(accepted)).await?;
             }
         }
-        self.writer.close().await
+        match self.writer {
+            Some(writer) => writer.close().await,
+            None => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        match &mut self.writer {
+            Some(writer) => writer.flush().await,
+            None => Ok(()),
+        }
     }
 
     async fn apply(&mut self, unit: Unit) -> Result<(Durability, Counters)> {
         let Some(unit) = self.skip_committed(unit) else { return Ok((Durability::Durable, Counters::default())) };
-        let unit = if unit.part == Part::Whole {
-            self.letters.hold(unit).await?
-        } else {
-            self.letters.refuse_to_overtake(&unit)?;
-            unit
+        let (mut unit, left_out) = self.letters.leave_out(unit, &self.name, self.writer.is_none()).await?;
+        let Some(writer) = &mut self.writer else {
+            self.letters.park(&unit, &self.name, "parked: the shard does not answer").await?;
+            return Ok((Durability::Durable, Counters::default()));
         };
-        let durability = self.letters.apply(self.writer.as_mut(), &unit, &self.tokens).await?;
-        let counters = Counters { changes: unit.row_changes(), transactions: unit.transactions, ..Counters::default() };
+        self.tally += left_out;
+        self.untold += left_out;
+        if unit.part.ends() && !self.untold.is_empty() {
+            unit.progress.push(self.tally.progress());
+            self.untold = Tally::default();
+        }
+        let unit = self.letters.hold(unit, &self.name).await?;
+        let (durability, mut counters) = self.letters.apply(writer.as_mut(), &unit, &self.name, &self.tokens).await?;
+        counters += left_out.counters();
         for progress in unit.progress {
             self.tokens.insert(progress.partition, progress.position.token);
         }

@@ -1,16 +1,18 @@
 //! Rows that the target refuses: find the one at fault, stop or set it aside, hold what follows it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
+use super::in_order::InOrder;
+use crate::dead_letter::{Classes, DeadLetter, DeadLetterStore, LetterClass, LetterState, Parked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{
-    BatchBuilder, ChangeRef, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Selection, TableName,
-    TableSchema, Transaction, Unit, UnitId, UnitKind, UnitSlice,
+    BatchBuilder, ChangeRef, Counters, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Selection, TableName,
+    TableSchema, Timestamp, Transaction, Unit, UnitId, UnitKind, UnitSlice,
 };
 use crate::net_effect::key_bytes;
 use crate::sink::{Durability, SinkWriter};
@@ -31,15 +33,56 @@ pub enum OnRejected {
     DeadLetter,
 }
 
+/// How a pipeline treats what the target refuses, and what transforms leave out.
+#[derive(Debug, Clone)]
+pub(crate) struct LetterPolicy {
+    pub(crate) on_rejected: OnRejected,
+    /// How often a letter is tried by itself before it needs a person.
+    pub(crate) max_attempts: u32,
+    /// How long a letter waits between two tries.
+    pub(crate) retry_after: Duration,
+    pub(crate) classes: Classes,
+    /// Whether changes that a filter, or a mapping, left out are kept as letters. They are always counted.
+    pub(crate) keep_filtered: bool,
+    pub(crate) keep_skipped: bool,
+}
+
+impl Default for LetterPolicy {
+    fn default() -> Self {
+        Self {
+            on_rejected: OnRejected::Stop,
+            max_attempts: 500,
+            retry_after: Duration::from_secs(10),
+            classes: Classes::default(),
+            keep_filtered: true,
+            keep_skipped: true,
+        }
+    }
+}
+
 /// The partition name under which a sink stores which letter was applied last, so that a crash
 /// between applying a letter and marking it applies nothing twice.
 pub(crate) const RETRIED: &str = "dead-letters";
 
 /// How many letters are read from the store at a time.
-const PAGE: usize = 500;
+pub(super) const PAGE: usize = 500;
 
 /// How many letters are tried again in one pass. The stream waits meanwhile.
 const PASS: usize = 5_000;
+
+/// Who writes: the shard of a lane and the lane's place in it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LaneName {
+    /// `None` where the target is one database.
+    pub(crate) shard: Option<Arc<str>>,
+    pub(crate) lane: u32,
+}
+
+impl LaneName {
+    pub(super) fn parked(&self) -> Option<Parked> {
+        self.shard.as_ref().map(|shard| Parked { shard: shard.to_string(), lane: self.lane })
+    }
+}
 
 /// The dead letters of a pipeline, and the keys that wait behind them. Shared by its lanes.
 #[derive(Debug)]
@@ -48,25 +91,38 @@ pub(crate) struct Letters {
     /// Puts positions into the words of its users.
     pub(crate) source: Arc<dyn Source>,
     pub(crate) store: Option<Arc<dyn DeadLetterStore>>,
-    pub(crate) policy: OnRejected,
+    pub(crate) policy: LetterPolicy,
     /// In `transaction` order a row takes its whole transaction along.
     pub(crate) whole_transactions: bool,
-    /// How often a letter is tried by itself before it needs a person.
-    pub(crate) max_attempts: u32,
     /// Whether this run tries letters again itself. Else another one does, and this one only looks
     /// which are left.
     pub(crate) retries: bool,
+    /// The shards of a sharded target.
+    pub(crate) shards: Option<Arc<[Arc<str>]>>,
     held: Mutex<Held>,
-    open: AtomicU64,
     put: AtomicU64,
 }
 
-type HeldKey = (TableName, Box<[u8]>);
+/// The shard, where each is a database of its own, the table and the key.
+pub(super) type HeldKey = (Option<Arc<str>>, TableName, Box<[u8]>);
 
 #[derive(Debug, Default)]
 struct Held {
+    /// Each shard is a database of its own: one key is another row in each.
+    sharded: bool,
     keys: HashSet<HeldKey>,
     shards: HashSet<String>,
+    /// Open letters by shard; of none: an empty name.
+    open: BTreeMap<String, OpenLetters>,
+}
+
+/// Letters that wait, of one shard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct OpenLetters {
+    pub(crate) retryable: u64,
+    pub(crate) severe: u64,
+    /// The commit time of the oldest.
+    pub(crate) oldest: Option<Timestamp>,
 }
 
 impl Held {
@@ -76,7 +132,25 @@ impl Held {
 
     fn touches(&self, change: ChangeRef<'_>) -> bool {
         change.shard().is_some_and(|s| self.shards.contains(&**s))
-            || keys_of(change).iter().any(|k| self.keys.contains(k))
+            || keys_of(change, self.sharded).iter().any(|k| self.keys.contains(k))
+    }
+
+    fn count(&mut self, letter: &DeadLetter) {
+        self.open.entry(letter.shard.clone().unwrap_or_default()).or_default().add(letter);
+    }
+}
+
+impl OpenLetters {
+    pub(crate) fn add(&mut self, letter: &DeadLetter) {
+        match letter.class {
+            LetterClass::Severe => self.severe += 1,
+            LetterClass::Retry => self.retryable += 1,
+            LetterClass::Skip | LetterClass::Filtered => return,
+        }
+        self.oldest = match (self.oldest, letter.commit_time) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
     }
 }
 
@@ -86,31 +160,40 @@ impl Letters {
         pipeline: Arc<str>,
         source: Arc<dyn Source>,
         store: Option<Arc<dyn DeadLetterStore>>,
-        policy: OnRejected,
+        policy: LetterPolicy,
         whole_transactions: bool,
-        max_attempts: u32,
         retries: bool,
+        shards: Option<Arc<[Arc<str>]>>,
     ) -> Result<Self> {
+        let sharded = shards.is_some();
         let letters = Self {
             pipeline,
             source,
             store,
             policy,
             whole_transactions,
-            max_attempts,
             retries,
-            held: Mutex::default(),
-            open: AtomicU64::new(0),
+            shards,
+            held: Mutex::new(Held { sharded, ..Held::default() }),
             put: AtomicU64::new(0),
         };
-        let waiting = letters.waiting(usize::MAX).await?;
-        letters.hold_all(&waiting)?;
+        letters.reload().await?;
         Ok(letters)
     }
 
     /// Letters that are open or held.
     pub(crate) fn open(&self) -> u64 {
-        self.open.load(Ordering::Relaxed)
+        self.with_held(|held| held.open.values().map(|o| o.retryable + o.severe).sum())
+    }
+
+    /// Letters that are open or held, by shard.
+    pub(crate) fn open_by_shard(&self) -> BTreeMap<String, OpenLetters> {
+        self.with_held(|held| held.open.clone())
+    }
+
+    /// Whether changes of this shard wait behind letters of it.
+    pub(crate) fn is_halted(&self, shard: &str) -> bool {
+        self.with_held(|held| held.shards.contains(shard))
     }
 
     /// Letters that this run has put.
@@ -119,9 +202,22 @@ impl Letters {
     }
 
     /// The unit without the changes that must wait behind a letter; those are durable in the store on return.
-    pub(crate) async fn hold(&self, unit: Unit) -> Result<Unit> {
+    pub(crate) async fn hold(&self, unit: Unit, lane: &LaneName) -> Result<Unit> {
         if self.with_held(|held| held.is_empty()) {
             return Ok(unit);
+        }
+        if let Some(shard) = &lane.shard
+            && self.is_halted(shard)
+        {
+            let reason = format!("waits behind an earlier dead letter of shard {shard}");
+            let letters: Vec<_> = unit.changes().filter(|c| is_row(*c)).map(|c| held_letter(c, &reason)).collect();
+            self.put(&letters).await?;
+            let mut passed = unit.retain(|_| false);
+            passed.transactions = 0;
+            return Ok(passed);
+        }
+        if unit.part != Part::Whole {
+            return self.refuse_to_overtake(&unit).map(|()| unit);
         }
         self.refuse_to_truncate(&unit)?;
         let mut waiting: HashSet<(PartitionId, Rank)> = HashSet::new();
@@ -130,14 +226,9 @@ impl Letters {
             let all = self.whole_transactions && self.with_held(|held| transaction.changes().any(|c| held.touches(c)));
             for change in transaction.changes().filter(|c| is_row(*c)) {
                 if all || self.with_held(|held| held.touches(change)) {
-                    self.with_held(|held| held.keys.extend(keys_of(change)));
+                    self.with_held(|held| held.keys.extend(keys_of(change, held.sharded)));
                     waiting.insert((change.partition().clone(), change.rank()));
-                    letters.push(DeadLetter::from_change(
-                        change,
-                        LetterClass::Retry,
-                        LetterState::Held,
-                        "waits behind an earlier dead letter of its key",
-                    ));
+                    letters.push(held_letter(change, "waits behind an earlier dead letter of its key"));
                 }
             }
         }
@@ -147,10 +238,7 @@ impl Letters {
 
     /// An error if a part of a transaction larger than the budget touches a held key: it cannot be
     /// set aside, and must not be applied before what it waits for.
-    pub(crate) fn refuse_to_overtake(&self, unit: &Unit) -> Result<()> {
-        if self.with_held(|held| held.is_empty()) {
-            return Ok(());
-        }
+    fn refuse_to_overtake(&self, unit: &Unit) -> Result<()> {
         self.refuse_to_truncate(unit)?;
         match unit.changes().find(|c| self.with_held(|held| held.touches(*c))) {
             Some(change) => {
@@ -164,7 +252,7 @@ impl Letters {
     fn refuse_to_truncate(&self, unit: &Unit) -> Result<()> {
         let truncated = unit.changes().filter(|c| matches!(c.op(), Op::Truncate(_))).filter_map(|c| c.table());
         for table in truncated {
-            if self.with_held(|held| held.keys.iter().any(|(name, _)| *name == table.name)) {
+            if self.with_held(|held| held.keys.iter().any(|(_, name, _)| *name == table.name)) {
                 return Err(Error::rejected(format!(
                     "{} is to be truncated while dead letters of it are open",
                     table.name
@@ -181,8 +269,9 @@ impl Letters {
         &self,
         writer: &mut dyn SinkWriter,
         unit: &Unit,
+        lane: &LaneName,
         tokens: &HashMap<PartitionId, Bytes>,
-    ) -> Result<Durability> {
+    ) -> Result<(Durability, Counters)> {
         let error = match self.write(writer, unit).await {
             Err(e) if e.kind() == ErrorKind::Rejected => e,
             other => return other,
@@ -192,18 +281,20 @@ impl Letters {
                 .context("a transaction larger than the byte budget was refused")
                 .hint("it cannot be set aside: mend the target, or raise pipeline.memory_mib"));
         }
-        let mut durability = Durability::Durable;
+        let (mut durability, mut applied) = (Durability::Durable, Counters::default());
         let mut rest = vec![unit.clone()];
         let mut known = Some(error);
         while let Some(unit) = rest.pop() {
             // A letter that was set aside just now holds what follows it in the same unit too.
-            let unit = self.hold(unit).await?;
+            let unit = self.hold(unit, lane).await?;
             let error = match known.take() {
                 Some(error) => error,
                 None => match self.write(writer, &unit).await {
                     Err(e) if e.kind() == ErrorKind::Rejected => e,
                     other => {
-                        durability = other?;
+                        let (written, counters) = other?;
+                        durability = written;
+                        applied += counters;
                         continue;
                     }
                 },
@@ -216,19 +307,22 @@ impl Letters {
                 durability = self.refuse(writer, &unit, error).await?;
             }
         }
-        Ok(durability)
+        Ok((durability, applied))
     }
 
-    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit) -> Result<Durability> {
+    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit) -> Result<(Durability, Counters)> {
         let written = writer.write(unit).await?;
+        let changes = unit.row_changes().saturating_sub(written.rejected.len() as u64);
+        let (transactions, stale) = (unit.transactions, written.stale);
+        let counters = Counters { changes, transactions, stale, ..Counters::default() };
         for rejected in written.rejected {
             let Some(change) = unit.changes().nth(rejected.index) else { continue };
-            if self.policy == OnRejected::Stop {
+            if self.policy.on_rejected == OnRejected::Stop {
                 return Err(self.stopped_at(change, 1, rejected.error));
             }
             self.set_aside(&[change], &rejected.error).await?;
         }
-        Ok(written.durability)
+        Ok((written.durability, counters))
     }
 
     /// Smaller units that together are this one; one alone if it cannot be divided.
@@ -255,7 +349,7 @@ impl Letters {
     async fn refuse(&self, writer: &mut dyn SinkWriter, unit: &Unit, error: Error) -> Result<Durability> {
         let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
         let Some(&first) = changes.first() else { return Err(error) };
-        match self.policy {
+        match self.policy.on_rejected {
             OnRejected::Stop => return Err(self.stopped_at(first, changes.len(), error)),
             OnRejected::HaltShard if first.shard().is_none() => {
                 return Err(self.stopped_at(first, changes.len(), error).context("the row has no shard to halt"));
@@ -274,17 +368,16 @@ impl Letters {
 
     async fn set_aside(&self, changes: &[ChangeRef<'_>], error: &Error) -> Result<()> {
         let reason = error.report();
-        let letters: Vec<_> = changes
-            .iter()
-            .map(|c| DeadLetter::from_change(*c, LetterClass::Retry, LetterState::Open, &reason))
-            .collect();
+        let class = self.policy.classes.of(&reason);
+        let letters: Vec<_> =
+            changes.iter().map(|c| DeadLetter::from_change(*c, class, LetterState::Open, &reason)).collect();
         self.put(&letters).await?;
-        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c))));
+        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c, held.sharded))));
         tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), %reason, "put into the dead-letter store");
         Ok(())
     }
 
-    async fn put(&self, letters: &[DeadLetter]) -> Result<()> {
+    pub(super) async fn put(&self, letters: &[DeadLetter]) -> Result<()> {
         if letters.is_empty() {
             return Ok(());
         }
@@ -292,35 +385,48 @@ impl Letters {
             Error::config("dead_letters.type", "rows are to be set aside, but there is no store for them")
         })?;
         store.put(&self.pipeline, letters).await?;
-        self.open.fetch_add(letters.len() as u64, Ordering::Relaxed);
-        self.put.fetch_add(letters.len() as u64, Ordering::Relaxed);
+        let open = letters.iter().filter(|l| l.state.is_open() && is_open_class(l));
+        self.put.fetch_add(open.clone().count() as u64, Ordering::Relaxed);
+        self.with_held(|held| open.for_each(|letter| held.count(letter)));
         Ok(())
     }
 
     /// Tries the open letters again, in source order. A letter that is refused again blocks those
     /// behind it. Called while every lane is idle, so that no change of a held key is under way.
-    pub(crate) async fn retry(&self, writer: &mut dyn SinkWriter) -> Result<()> {
+    pub(crate) async fn retry(&self, writer: &mut dyn SinkWriter) -> Result<Counters> {
+        let mut applied = Counters::default();
         let mut blocked = Held::default();
         let waiting = if self.retries { self.waiting(PASS).await? } else { Vec::new() };
         for group in self.groups(&waiting) {
             let unit = unit_of(group)?;
             let is_blocked = unit.changes().any(|c| blocked.touches(c));
-            let severe = group.iter().any(|l| l.class == LetterClass::Severe);
-            if is_blocked || severe || !self.try_group(writer, &unit, group).await? {
-                blocked.keys.extend(unit.changes().flat_map(keys_of));
+            let wanted = group.iter().all(|l| self.is_due(l));
+            if is_blocked || !wanted || !self.try_group(writer, &unit, group).await? {
+                blocked.keys.extend(unit.changes().flat_map(|c| keys_of(c, false)));
+            } else {
+                applied.changes += unit.row_changes();
             }
         }
-        let still = self.waiting(usize::MAX).await?;
-        self.with_held(|held| *held = Held::default());
-        self.hold_all(&still)
+        self.reload().await.map(|()| applied)
+    }
+
+    /// Whether it may be tried again by itself, and it is time to. An operator who asks for another
+    /// try sets its attempts to 0.
+    pub(super) fn is_due(&self, letter: &DeadLetter) -> bool {
+        // The ticks that ask are this far apart.
+        let always = self.policy.retry_after <= LetterPolicy::default().retry_after;
+        let wait = i64::try_from(self.policy.retry_after.as_micros()).unwrap_or(i64::MAX);
+        let waited = |at: Timestamp| always || Timestamp::now().micros_since(at) >= wait;
+        letter.class != LetterClass::Severe && (letter.attempts == 0 || letter.last_attempt.is_none_or(waited))
     }
 
     /// Marks a letter that an earlier run had applied when it died before it could mark it.
     pub(crate) async fn finish_interrupted_retry(&self, last_applied: &[u8]) -> Result<()> {
         let (Some(store), Ok(id)) = (&self.store, std::str::from_utf8(last_applied)) else { return Ok(()) };
         let Some(letter) = store.get(&self.pipeline, id).await? else { return Ok(()) };
-        if matches!(letter.state, LetterState::Open | LetterState::Held) {
-            let waiting = self.waiting(usize::MAX).await?;
+        if letter.state.is_open() {
+            // In `transaction` order its transaction was applied with it.
+            let waiting = if self.whole_transactions { self.waiting(usize::MAX).await? } else { vec![letter] };
             let done = self.groups(&waiting).into_iter().find(|g| g.iter().any(|l| l.id == id));
             let applied: Vec<_> = done.unwrap_or_default().iter().map(|l| marked(l, LetterState::Applied)).collect();
             store.put(&self.pipeline, &applied).await?;
@@ -328,7 +434,12 @@ impl Letters {
         Ok(())
     }
 
-    async fn try_group(&self, writer: &mut dyn SinkWriter, unit: &Unit, group: &[DeadLetter]) -> Result<bool> {
+    pub(super) async fn try_group(
+        &self,
+        writer: &mut dyn SinkWriter,
+        unit: &Unit,
+        group: &[DeadLetter],
+    ) -> Result<bool> {
         let Some(store) = &self.store else { return Ok(false) };
         let outcome = match writer.write(unit).await {
             Ok(written) if written.rejected.is_empty() => writer.flush().await.map(|()| None)?,
@@ -343,7 +454,7 @@ impl Letters {
                 Some(error) => {
                     let mut letter = marked(letter, LetterState::Open);
                     letter.reason = error.report();
-                    if letter.attempts >= self.max_attempts {
+                    if letter.attempts >= self.policy.max_attempts {
                         letter.class = LetterClass::Severe;
                     }
                     letter
@@ -355,25 +466,22 @@ impl Letters {
     }
 
     /// The letters that are tried together: a transaction's in `transaction` order, else one.
-    fn groups<'a>(&self, letters: &'a [DeadLetter]) -> Vec<&'a [DeadLetter]> {
+    pub(super) fn groups<'a>(&self, letters: &'a [DeadLetter]) -> Vec<&'a [DeadLetter]> {
         let same = |a: &DeadLetter, b: &DeadLetter| {
-            self.whole_transactions && a.partition == b.partition && transaction_of(a) == transaction_of(b)
+            // Of a transaction that is spread over partitions the prefix is the same in each.
+            self.whole_transactions && a.commit_time == b.commit_time && transaction_of(a) == transaction_of(b)
         };
         letters.chunk_by(same).collect()
     }
 
     async fn waiting(&self, limit: usize) -> Result<Vec<DeadLetter>> {
         let Some(store) = &self.store else { return Ok(Vec::new()) };
+        let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(&self.pipeline)).await?;
         let mut all: Vec<DeadLetter> = Vec::new();
-        while all.len() < limit {
-            let after = all.last().map(|l| l.id.clone());
-            let states = [LetterState::Open, LetterState::Held];
-            let page = store.list(&self.pipeline, &states, after.as_deref(), PAGE).await?;
-            let last_page = page.len() < PAGE;
-            all.extend(page);
-            if last_page {
-                break;
-            }
+        while all.len() < limit
+            && let Some(letter) = reading.next().await?
+        {
+            all.push(letter);
         }
         // Ids begin with the partition, but a key that moved to a child partition goes on with higher
         // ranks there. Letters of one transaction and partition stay together.
@@ -381,22 +489,49 @@ impl Letters {
         Ok(all)
     }
 
-    fn hold_all(&self, waiting: &[DeadLetter]) -> Result<()> {
-        self.open.store(waiting.len() as u64, Ordering::Relaxed);
-        for letter in waiting {
-            let unit = unit_of(std::slice::from_ref(letter))?;
-            self.with_held(|held| {
-                held.keys.extend(unit.changes().flat_map(keys_of));
-                if self.policy == OnRejected::HaltShard {
+    /// Finds anew what is open, and what waits behind it.
+    pub(super) async fn reload(&self) -> Result<()> {
+        let mut held = Held { sharded: self.shards.is_some(), ..Held::default() };
+        if let Some(store) = &self.store {
+            let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(&self.pipeline)).await?;
+            while let Some(letter) = reading.next().await? {
+                held.count(&letter);
+                let halts = letter.state == LetterState::Open || letter.parked.is_some() || self.shards.is_none();
+                if self.policy.on_rejected == OnRejected::HaltShard && halts {
                     held.shards.extend(letter.shard.clone());
                 }
-            });
+                if !letter.shard.as_ref().is_some_and(|s| self.shards.is_some() && held.shards.contains(s)) {
+                    let unit = unit_of(std::slice::from_ref(&letter))?;
+                    held.keys.extend(unit.changes().flat_map(|c| keys_of(c, self.shards.is_some())));
+                }
+            }
         }
+        self.with_held(|now| *now = held);
         Ok(())
     }
 
+    /// Everything of this shard is applied: its changes need not wait any more.
+    pub(super) fn resume(&self, shard: &str) {
+        self.with_held(|held| {
+            held.shards.remove(shard);
+            held.open.remove(shard);
+        });
+    }
+
+    pub(super) fn applied(&self, shard: &str, letters: u64) {
+        self.with_held(|held| {
+            if let Some(open) = held.open.get_mut(shard) {
+                open.retryable = open.retryable.saturating_sub(letters);
+            }
+        });
+    }
+
+    pub(super) fn hold_keys(&self, changes: &[ChangeRef<'_>]) {
+        self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c, held.sharded))));
+    }
+
     /// `count`: how many changes were refused together, of which this is the first.
-    fn stopped_at(&self, change: ChangeRef<'_>, count: usize, error: Error) -> Error {
+    pub(super) fn stopped_at(&self, change: ChangeRef<'_>, count: usize, error: Error) -> Error {
         let what = if count == 1 { "a change" } else { "the transaction that begins with a change" };
         let table = change.table().map_or_else(String::new, |t| t.name.to_string());
         let keys: Vec<String> = change.identity_row().map_or_else(Vec::new, |row| {
@@ -425,17 +560,26 @@ fn transaction_of(letter: &DeadLetter) -> &[u8] {
     &rank[..rank.len().saturating_sub(8)]
 }
 
-fn is_row(change: ChangeRef<'_>) -> bool {
+fn held_letter(change: ChangeRef<'_>, reason: &str) -> DeadLetter {
+    DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason)
+}
+
+/// Not left out on purpose.
+pub(super) fn is_open_class(letter: &DeadLetter) -> bool {
+    matches!(letter.class, LetterClass::Retry | LetterClass::Severe)
+}
+
+pub(super) fn is_row(change: ChangeRef<'_>) -> bool {
     matches!(change.op(), Op::Insert | Op::Update | Op::Delete)
 }
 
 /// The keys that a change touches: of the row before and of the row after.
-fn keys_of(change: ChangeRef<'_>) -> BTreeSet<HeldKey> {
+pub(super) fn keys_of(change: ChangeRef<'_>, sharded: bool) -> BTreeSet<HeldKey> {
     let Some(schema) = change.table().filter(|t| is_row(change) && !t.key.is_empty()) else { return BTreeSet::new() };
     let key = |row: RowRef<'_>| {
         let mut bytes = Vec::new();
         key_bytes(schema, row, &mut bytes);
-        (schema.name.clone(), bytes.into_boxed_slice())
+        (change.shard().filter(|_| sharded).cloned(), schema.name.clone(), bytes.into_boxed_slice())
     };
     [change.old_row(), change.new_row()].into_iter().flatten().map(key).collect()
 }
@@ -447,20 +591,25 @@ fn show(row: RowRef<'_>, index: usize) -> String {
     }
 }
 
-fn marked(letter: &DeadLetter, state: LetterState) -> DeadLetter {
+pub(super) fn marked(letter: &DeadLetter, state: LetterState) -> DeadLetter {
     let mut letter = letter.clone();
     letter.state = state;
     letter.attempts += 1;
-    letter.last_attempt = Some(crate::Timestamp::now());
+    letter.last_attempt = Some(Timestamp::now());
     letter
 }
 
 /// A unit that applies these letters, in one target transaction, and stores that it did.
-fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
+pub(super) fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
     let mut builder = BatchBuilder::new(PartitionId::new(RETRIED));
-    builder.begin(Transaction { rank: Bytes::from_static(&[0; 8]), ..Transaction::default() }, 1);
     let mut schemas: Vec<Arc<TableSchema>> = Vec::new();
     for letter in letters {
+        // Under its own rank: a sink may keep versions of rows.
+        let rank = letter.position.rank.as_bytes();
+        let (prefix, number) = rank.split_at(rank.len().saturating_sub(8));
+        let sequence = number.try_into().map_or(1, u64::from_be_bytes);
+        let rank = Bytes::copy_from_slice(prefix);
+        builder.begin(Transaction { rank, commit_time: letter.commit_time, ..Transaction::default() }, sequence);
         let schema = match schemas.iter().find(|s| ***s == letter.schema) {
             Some(schema) => Arc::clone(schema),
             None => {

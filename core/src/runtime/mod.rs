@@ -5,16 +5,21 @@
 //! of recovery, so the way that a crash takes is the way that is taken all the time.
 
 mod batches;
+mod in_order;
 mod keeper;
 mod lane;
 mod letters;
 mod lineage;
+mod parking;
 mod reader;
+mod replay;
 mod retry;
 mod saver;
 mod session;
+mod shards;
 mod snapshot;
 mod stream;
+mod tally;
 mod verify;
 mod workers;
 
@@ -28,15 +33,18 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use batches::Budget;
 pub use letters::OnRejected;
+pub(crate) use letters::{LetterPolicy, OpenLetters};
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
+pub(crate) use shards::leave_alone;
+pub(crate) use tally::{TALLY, Tally};
 pub(crate) use verify::verify;
 pub(crate) use workers::change_record;
 
 use crate::control::pause::{Pause, Step};
 use crate::error::{Error, Result};
-use crate::pipeline::{Phase, Role, Shared, SnapshotMode, Spec};
+use crate::pipeline::{Phase, Role, RunMode, Shared, SnapshotMode, Spec};
 use retry::{Decision, Retry};
 use session::Session;
 
@@ -70,6 +78,10 @@ pub(crate) async fn supervise(
         };
         if shared.take_progressed() {
             retry.progressed();
+        }
+        if shared.take_resuming() && !stop.is_cancelled() {
+            // Not a failure: a halted shard answers again, and the next attempt takes it in.
+            continue;
         }
         let decision = retry.decide(&error, rand::random());
         shared.failed(&error, retry.failures());
@@ -188,10 +200,13 @@ async fn attempt(
     ready: &mut Option<oneshot::Sender<Result<()>>>,
 ) -> Result<()> {
     shared.phase(Phase::Starting);
-    let mut session = Session::open(spec, transforms).await?;
-    shared.opened(&session.keeper.checkpoint, session.counters);
+    let mut session = Session::open(spec, transforms, shared).await?;
+    shared.opened(&session.keeper.checkpoint, session.counters());
     if let Some(ready) = ready.take() {
         let _ = ready.send(Ok(()));
+    }
+    if spec.mode != RunMode::Regular {
+        return replay::replay(session, shared).await;
     }
     let copied = snapshot::copy(&mut session, shared, stop).await?;
     if !copied || spec.snapshot == SnapshotMode::Only || spec.role == Role::Setup || stop.is_cancelled() {

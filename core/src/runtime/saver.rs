@@ -12,13 +12,15 @@ use crate::error::{Error, Result};
 use crate::model::{Counters, PartitionId, PartitionProgress};
 
 type Partitions = BTreeMap<PartitionId, PartitionProgress>;
+/// Of all, and of each shard.
+type Counted = (Counters, BTreeMap<String, Counters>);
 
 /// How long a run may be silent: it saves at least this often, moved or not, so that `status` of
 /// another process can tell a quiet pipeline from one whose process is gone.
 pub(crate) const BEAT: Duration = Duration::from_secs(10);
 
 /// What to save, and whether the run ends with it.
-type Wanted = (Partitions, Counters, bool);
+type Wanted = (Partitions, Counted, bool);
 
 /// The task that owns the checkpoint.
 pub(crate) struct SaveTask {
@@ -27,9 +29,10 @@ pub(crate) struct SaveTask {
 
 impl SaveTask {
     async fn run(mut self, mut wanted: mpsc::Receiver<Wanted>, saved: mpsc::Sender<Result<Partitions>>) {
-        while let Some((partitions, counters, ended)) = wanted.recv().await {
+        while let Some((partitions, (counters, shards), ended)) = wanted.recv().await {
             self.keeper.checkpoint.partitions = partitions;
             self.keeper.checkpoint.counters = counters;
+            self.keeper.checkpoint.shards = shards;
             self.keeper.checkpoint.ended = ended;
             let result = self.keeper.save().await.map(|()| self.keeper.checkpoint.partitions.clone());
             let failed = result.is_err();
@@ -73,11 +76,11 @@ impl Saver {
     }
 
     /// Begins to save. Only while [`Saver::is_idle`].
-    pub(crate) fn save(&mut self, partitions: Partitions, counters: Counters) {
+    pub(crate) fn save(&mut self, partitions: Partitions, counters: Counted) {
         self.put(partitions, counters, false);
     }
 
-    fn put(&mut self, partitions: Partitions, counters: Counters, ended: bool) {
+    fn put(&mut self, partitions: Partitions, counters: Counted, ended: bool) {
         self.last = Instant::now();
         self.under_way = self.wanted.try_send((partitions, counters, ended)).is_ok();
     }
@@ -98,7 +101,7 @@ impl Saver {
     }
 
     /// The last save of a run.
-    pub(crate) async fn finish(&mut self, partitions: Partitions, counters: Counters) -> Result<Partitions> {
+    pub(crate) async fn finish(&mut self, partitions: Partitions, counters: Counted) -> Result<Partitions> {
         if self.under_way {
             self.saved().await?;
         }

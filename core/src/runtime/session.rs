@@ -6,10 +6,12 @@ use std::sync::Arc;
 use super::keeper::Keeper;
 use super::letters::{Letters, RETRIED};
 use super::reader::Transforms;
+use super::shards::{Reach, lane_name, of_source, tallies};
+use super::tally::{TALLY, Tally};
 use crate::error::{Error, Result};
-use crate::mapping::preflight::{Preflight, preflight};
+use crate::mapping::preflight::Preflight;
 use crate::model::{BatchBuilder, Checkpoint, Counters, Op, PartitionId, Position, Progress, TableSchema, Transaction};
-use crate::pipeline::{Role, Spec};
+use crate::pipeline::{Role, Shared, Spec};
 use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
 
 /// A pipeline that this run owns, checked and ready to copy and to stream.
@@ -18,8 +20,13 @@ pub(crate) struct Session {
     pub(crate) keeper: Keeper,
     /// What each lane had committed in the target when the run began.
     pub(crate) committed: Vec<HashMap<PartitionId, Progress>>,
-    /// The sum over all lanes, or the checkpoint's, when the run began.
-    pub(crate) counters: Counters,
+    /// What each lane had counted when the run began; one entry where the target does not count.
+    pub(crate) lane_counters: Vec<Counters>,
+    /// What each lane had left out when the run began.
+    pub(crate) tallies: Vec<Tally>,
+    /// Shards that do not answer: their place, and why.
+    pub(crate) halted: BTreeMap<usize, String>,
+    pub(crate) snapshot_rows: u64,
     pub(crate) letters: Arc<Letters>,
     pub(crate) transforms: Transforms,
     /// The source's tables, each with what the sink gets of it.
@@ -29,12 +36,18 @@ pub(crate) struct Session {
 
 impl Session {
     /// Takes the pipeline over and prepares both sides.
-    pub(crate) async fn open(spec: &Arc<Spec>, transforms: &Transforms) -> Result<Self> {
+    pub(crate) async fn open(spec: &Arc<Spec>, transforms: &Transforms, shared: &Shared) -> Result<Self> {
         let mut keeper = Keeper::take_over(Arc::clone(&spec.checkpointer), Arc::clone(&spec.name)).await?;
         let lanes = spec.lanes();
-        let before = match spec.sink.progress() {
-            Some(store) => store.read(&spec.name).await?,
-            None => Vec::new(),
+        let begun = !keeper.checkpoint.identity.0.is_empty();
+        let mut reach = Reach::new(spec, shared, begun);
+        let before = match (spec.sink.sharded(), spec.sink.progress()) {
+            (Some(sharded), _) => {
+                let read = sharded.read_each(&spec.name).await;
+                reach.answered(sharded, read)?
+            }
+            (None, Some(store)) => store.read(&spec.name).await?,
+            (None, None) => Vec::new(),
         };
         // Before anything is written: a claim stores the new number of lanes.
         check_lanes(lanes, &before, &keeper.checkpoint)?;
@@ -44,7 +57,7 @@ impl Session {
             // The checkpoint was lost but the target knows: its progress is bound to this source.
             keeper.checkpoint.identity = lane.identity.clone();
         }
-        let stored = take_over_target(spec, &keeper, lanes).await?;
+        let stored = take_over_target(spec, &keeper, &mut reach).await?;
         merge_progress(&mut keeper.checkpoint, &stored, lanes);
 
         let fresh = keeper.checkpoint.identity.0.is_empty();
@@ -52,29 +65,26 @@ impl Session {
         let changed = keeper.checkpoint.identity != identity;
         keeper.checkpoint.identity = identity;
         keeper.checkpoint.order = spec.order.name().to_owned();
-        keeper.checkpoint.lanes = lanes;
         if changed {
-            take_over_target(spec, &keeper, lanes).await?;
+            take_over_target(spec, &keeper, &mut reach).await?;
         }
 
         let letters = Letters::load(
             Arc::clone(&spec.letters_of),
             Arc::clone(&spec.source),
             spec.dead_letters.clone(),
-            spec.on_rejected,
+            spec.letters.clone(),
             spec.order.keeps_transactions(),
-            spec.max_attempts,
             spec.role == Role::Whole,
+            spec.sink.sharded().map(|s| Arc::clone(s.names())),
         )
         .await?;
-        let retried = stored.iter().filter_map(|l| l.partitions.get(RETRIED)).max_by_key(|p| p.position.token.clone());
-        if let Some(retried) = retried {
-            letters.finish_interrupted_retry(&retried.position.token).await?;
-        }
+        check_parked(spec, lanes, &keeper.checkpoint, &letters)?;
+        keeper.checkpoint.lanes = lanes;
 
         let tables = transformed(spec.source.tables().await?, transforms)?;
         let targets: Vec<TableSchema> = tables.iter().map(|(_, target)| target.clone()).collect();
-        let preflight = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
+        let preflight = reach.preflight(&targets).await?;
         preflight.verdict()?;
         let routing = spec.order.routing(&preflight.pinned_groups());
         check_routing(lanes, &routing, &stored, &keeper.checkpoint)?;
@@ -82,26 +92,36 @@ impl Session {
         keeper.save().await?;
         preflight.create_missing(spec.sink.as_ref()).await?;
 
-        let counters = match spec.sink.progress() {
-            Some(_) => stored.iter().fold(Counters::default(), |mut sum, lane| {
-                sum += lane.counters;
-                sum
-            }),
-            None => keeper.checkpoint.counters,
-        };
-        let counters = Counters { snapshot_rows: keeper.checkpoint.counters.snapshot_rows, ..counters };
-        let committed = committed_by_lane(&stored, lanes);
-        let transforms = transforms.clone();
-        Ok(Self {
+        let tallies = tallies(&stored, lanes);
+        let mut session = Self {
             spec: Arc::clone(spec),
+            lane_counters: lane_counters(spec, &stored, &tallies, &keeper.checkpoint),
+            snapshot_rows: keeper.checkpoint.counters.snapshot_rows,
             keeper,
-            committed,
-            counters,
+            committed: committed_by_lane(&stored, lanes),
+            tallies,
+            halted: reach.halted,
             letters: Arc::new(letters),
-            transforms,
+            transforms: transforms.clone(),
             tables,
             preflight,
-        })
+        };
+        session.letters.finish_interrupted_retries(&stored).await?;
+        session.settle_parked(shared).await?;
+        if session.letters.open() > 0 {
+            session.letters.reload().await?;
+        }
+        Ok(session)
+    }
+
+    /// The sum over all lanes.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut sum = self.lane_counters.iter().fold(Counters::default(), |mut sum, lane| {
+            sum += *lane;
+            sum
+        });
+        sum.snapshot_rows = self.snapshot_rows;
+        sum
     }
 
     /// A lane of this run.
@@ -116,12 +136,66 @@ impl Session {
     }
 }
 
+/// What lanes store beside the partitions of the source.
+pub(crate) const RETRIED_OR_TALLY: [&str; 2] = [RETRIED, TALLY];
+
 /// Raises the epoch in the target and reads what the lanes have committed.
-async fn take_over_target(spec: &Spec, keeper: &Keeper, lanes: u32) -> Result<Vec<LaneProgress>> {
-    let Some(store) = spec.sink.progress() else { return Ok(Vec::new()) };
+async fn take_over_target(spec: &Spec, keeper: &Keeper, reach: &mut Reach<'_>) -> Result<Vec<LaneProgress>> {
     let (pipeline, checkpoint) = (Arc::clone(&spec.name), &keeper.checkpoint);
     let identity = checkpoint.identity.clone();
-    store.take_over(&Claim { pipeline, epoch: checkpoint.epoch, lanes, identity }).await
+    let claim = Claim { pipeline, epoch: checkpoint.epoch, lanes: spec.lanes(), identity };
+    match (spec.sink.sharded(), spec.sink.progress()) {
+        (Some(sharded), _) => {
+            let taken = sharded.take_over_each(&claim).await;
+            reach.answered(sharded, taken)
+        }
+        (None, Some(store)) => store.take_over(&claim).await,
+        (None, None) => Ok(Vec::new()),
+    }
+}
+
+/// What each lane had counted: what its target tells, or, of a shard that does not answer, what it
+/// told last.
+fn lane_counters(spec: &Spec, stored: &[LaneProgress], tallies: &[Tally], checkpoint: &Checkpoint) -> Vec<Counters> {
+    if spec.sink.progress().is_none() {
+        return vec![checkpoint.counters];
+    }
+    let mut all = Vec::with_capacity(tallies.len());
+    for (index, tally) in tallies.iter().enumerate() {
+        let mut counters = match stored.iter().find(|l| l.lane == index as u32) {
+            Some(lane) => {
+                let mut counters = lane.counters;
+                counters += tally.counters();
+                counters
+            }
+            None => {
+                let name = lane_name(spec, index as u32);
+                let known = name.shard.and_then(|shard| checkpoint.shards.get(&*shard));
+                known.filter(|_| name.lane == 0).copied().unwrap_or_default()
+            }
+        };
+        counters.snapshot_rows = 0;
+        all.push(counters);
+    }
+    // Lanes beyond those of this run have counted too.
+    let lanes = all.len();
+    for lane in stored.iter().filter(|l| l.lane as usize >= lanes) {
+        if let Some(first) = all.first_mut() {
+            *first += Counters { snapshot_rows: 0, ..lane.counters };
+        }
+    }
+    all
+}
+
+/// Letters that were parked name lanes as they were then.
+fn check_parked(spec: &Spec, lanes: u32, checkpoint: &Checkpoint, letters: &Letters) -> Result<()> {
+    let changed = checkpoint.lanes != 0 && checkpoint.lanes != lanes && spec.sink.sharded().is_some();
+    if changed && letters.open() > 0 {
+        let problem =
+            format!("the number of lanes was {} and is {lanes} now, while dead letters are open", checkpoint.lanes);
+        return Err(Error::config("pipeline.lanes", problem).hint("retry or skip them first, then change it"));
+    }
+    Ok(())
 }
 
 /// Lanes may be added or taken away only when all of them stand at the same place.
@@ -154,7 +228,8 @@ fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint:
 /// Whether a lane has committed something that not all of them have: no orderly stop came after it.
 fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool {
     let low = |id: &PartitionId| checkpoint.partitions.get(id).and_then(|p| p.position.as_ref());
-    let positions = stored.iter().flat_map(|l| l.partitions.values()).filter(|p| p.partition.as_str() != RETRIED);
+    let positions =
+        stored.iter().flat_map(|l| l.partitions.values()).filter(|p| !RETRIED_OR_TALLY.contains(&p.partition.as_str()));
     positions
         .into_iter()
         .filter(|p| !is_forgotten(checkpoint, &p.partition))
@@ -173,7 +248,8 @@ pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress
     let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
     let Some(first) = active.first() else { return };
     let forgotten: HashSet<_> = first.partitions.keys().filter(|id| is_forgotten(checkpoint, id)).cloned().collect();
-    for id in first.partitions.keys().filter(|id| id.as_str() != RETRIED && !forgotten.contains(*id)) {
+    let own = |id: &&PartitionId| !RETRIED_OR_TALLY.contains(&id.as_str()) && !forgotten.contains(*id);
+    for id in first.partitions.keys().filter(own) {
         let others: Option<Vec<&Progress>> = active.iter().map(|l| l.partitions.get(id)).collect();
         let lowest = others.and_then(|all| all.into_iter().min_by(|a, b| a.position.rank.cmp(&b.position.rank)));
         let Some(lowest) = lowest.filter(|_| active.len() as u32 == before) else { continue };
@@ -191,13 +267,7 @@ fn committed_by_lane(stored: &[LaneProgress], lanes: u32) -> Vec<HashMap<Partiti
     let of_lane = |index: u32| -> HashMap<PartitionId, Progress> {
         // One lane became several: each of them has committed what the one had.
         let source = if before == 1 { 0 } else { index };
-        let lane: Option<&BTreeMap<PartitionId, Progress>> =
-            stored.iter().find(|l| l.lane == source).map(|l| &l.partitions);
-        lane.into_iter()
-            .flatten()
-            .filter(|(id, _)| id.as_str() != RETRIED)
-            .map(|(id, p)| (id.clone(), p.clone()))
-            .collect()
+        stored.iter().find(|l| l.lane == source).map(|l| of_source(&l.partitions)).unwrap_or_default()
     };
     (0..lanes).map(of_lane).collect()
 }

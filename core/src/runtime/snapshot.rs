@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::reader::Transforms;
 use super::saver::BEAT;
 use super::session::Session;
+use crate::dead_letter::LetterClass;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
 use crate::model::{
@@ -20,6 +21,7 @@ use crate::model::{
 use crate::pipeline::{Phase, Shared, SnapshotMode};
 use crate::sink::{LanePurpose, SinkWriter};
 use crate::source::{ChangeReader, Chunk, Next, Snapshot};
+use crate::transform::rewrite;
 
 /// Copies every table that is not copied yet, also one that was published after the others were
 /// copied: the stream has only its later changes. Returns false if it was stopped before it was done.
@@ -225,8 +227,9 @@ async fn record(session: &mut Session, shared: &Shared, chunk: &ChunkDone) -> Re
         table.finished_at = Some(Timestamp::now());
     }
     checkpoint.counters.snapshot_rows += chunk.rows;
-    session.counters.snapshot_rows += chunk.rows;
-    shared.copied(session.counters, &checkpoint.snapshot);
+    session.snapshot_rows += chunk.rows;
+    let counters = session.counters();
+    shared.copied(counters, &session.keeper.checkpoint.snapshot);
     session.keeper.save().await
 }
 
@@ -274,7 +277,7 @@ impl Worker {
                         opened = true;
                         rows += self.write(std::mem::take(&mut held), part).await?;
                     }
-                    let batch = self.transforms.apply(batch)?;
+                    let batch = without_left_out(self.transforms.apply(batch)?)?;
                     if !batch.is_empty() {
                         held.push(batch);
                     }
@@ -313,4 +316,21 @@ impl Worker {
             None => Ok(rows),
         }
     }
+}
+
+/// A copy has no place for what transforms leave out, except for what they refuse.
+fn without_left_out(batch: ChangeBatch) -> Result<ChangeBatch> {
+    if !batch.leaves_out() {
+        return Ok(batch);
+    }
+    let refused = batch.changes().find_map(|c| c.left_out().filter(|why| why.class == LetterClass::Severe));
+    if let Some(why) = refused {
+        return Err(Error::rejected(why.reason.to_string()).context("a row of the snapshot"));
+    }
+    rewrite(&batch, |change, out| {
+        if change.left_out().is_none() {
+            out.keep(change);
+        }
+        Ok(())
+    })
 }

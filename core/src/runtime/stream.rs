@@ -15,12 +15,14 @@ use super::lineage::Lineage;
 use super::reader::{ReaderTask, Reading};
 use super::saver::{SaveTask, Saver};
 use super::session::Session;
+use super::shards::{blame, lane_name};
 use super::snapshot::copies;
+use super::tally::Tally;
 use crate::control::drain::Durable;
 use crate::error::{Error, Result};
 use crate::model::{BatchId, ChangeBatch, Counters, Position, Progress, TableName, Unit, UnitId};
 use crate::orderer::Orderer;
-use crate::pipeline::{Phase, Role, Shared, Watermark};
+use crate::pipeline::{Known, Phase, Role, Shared, Spec, Watermark};
 use crate::sink::LanePurpose;
 use crate::source::StartFrom;
 
@@ -34,6 +36,9 @@ const UNITS_AT_LANE: usize = 2;
 /// How often open dead letters are tried again, and an operator's decisions about them are seen.
 const RETRY_LETTERS: Duration = Duration::from_secs(10);
 
+/// How often halted shards are asked whether they answer again.
+const ASK_HALTED: Duration = Duration::from_secs(1);
+
 /// Streams until `stop`, then finishes what is under way.
 pub(crate) async fn stream(session: Session, shared: &Arc<Shared>, stop: &CancellationToken) -> Result<()> {
     let mut coordinator = Coordinator::start(session, shared).await?;
@@ -44,9 +49,11 @@ pub(crate) async fn stream(session: Session, shared: &Arc<Shared>, stop: &Cancel
 
 struct Coordinator {
     shared: Arc<Shared>,
-    counters: Counters,
-    /// Of parts whose target transaction is open.
-    parts: Counters,
+    /// What each lane has counted.
+    lane_counters: Vec<Counters>,
+    snapshot_rows: u64,
+    /// Of each lane, parts whose target transaction is open.
+    parts: Vec<Counters>,
     letters: Arc<super::letters::Letters>,
     snapshot: crate::model::SnapshotProgress,
     /// The tables, in the target's names, that were there when the run began and are copied: one
@@ -56,7 +63,13 @@ struct Coordinator {
     orderer: Box<dyn Orderer>,
     batches: Batches,
     lanes: Vec<LaneHandle>,
-    lane_tasks: JoinSet<Result<()>>,
+    lane_tasks: JoinSet<(usize, Result<()>)>,
+    /// Lanes of one shard; all of them where there are no shards.
+    group: usize,
+    /// Shards that do not answer, and why.
+    halted: BTreeMap<usize, String>,
+    /// Halted shards that are being asked whether they answer again.
+    asking: JoinSet<(usize, Result<()>)>,
     applied: mpsc::Receiver<Applied>,
     in_flight: HashMap<UnitId, InFlight>,
     reader_seed: ReaderSeed,
@@ -66,13 +79,14 @@ struct Coordinator {
     saver: Saver,
     /// Progress that is stored in the target with the data may be acknowledged at once.
     stores_progress_in_one_lane: bool,
-    retrying: Retrying,
+    /// For each group of lanes.
+    retrying: Vec<Retrying>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retrying {
     No,
-    /// Nothing is handed out until every lane is idle.
+    /// Nothing is handed out to the group until each of its lanes is idle.
     Waiting,
     Running,
 }
@@ -81,6 +95,10 @@ struct LaneHandle {
     inbox: mpsc::Sender<Work>,
     ready: VecDeque<Unit>,
     at_lane: usize,
+    /// Units that were sent and are not done.
+    under_way: usize,
+    /// A target transaction is open: its last part was not sent.
+    in_parts: bool,
 }
 
 struct InFlight {
@@ -93,7 +111,7 @@ struct InFlight {
 
 /// What every reader task gets.
 struct ReaderSeed {
-    spec: Arc<crate::pipeline::Spec>,
+    spec: Arc<Spec>,
     transforms: super::reader::Transforms,
     budget: Budget,
     out: mpsc::Sender<Reading>,
@@ -105,9 +123,10 @@ impl Coordinator {
         let spec = Arc::clone(&session.spec);
         let budget = spec.budget.clone();
         let pinned = session.preflight.pinned_groups();
-        let orderer = spec.order.orderer(spec.source.info().order, spec.unit_limits(), pinned);
+        let orderer = spec.order.orderer(spec.source.info().order, spec.unit_limits(), pinned, spec.shard_lanes());
         let (applied_out, applied) = mpsc::channel(READ_AHEAD);
         let (out, readings) = mpsc::channel(READ_AHEAD);
+        let group = if spec.sink.sharded().is_some() { spec.order.lanes() } else { spec.lanes() } as usize;
         let mut lanes = Vec::new();
         let mut lane_tasks = JoinSet::new();
         for index in 0..spec.lanes() {
@@ -117,11 +136,25 @@ impl Coordinator {
             let low = &session.keeper.checkpoint.partitions;
             let tokens =
                 low.iter().filter_map(|(id, p)| Some((id.clone(), p.position.as_ref()?.token.clone()))).collect();
-            let writer = spec.sink.open(lane).await?;
-            let letters = Arc::clone(&session.letters);
-            let task = LaneTask { writer, committed, tokens, letters, inbox: work, out: applied_out.clone() };
-            lane_tasks.spawn(task.run());
-            lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0 });
+            let at = index as usize;
+            let writer = match session.halted.contains_key(&(at / group)) {
+                true => None,
+                false => Some(spec.sink.open(lane).await.map_err(|e| blame(&spec, shared, at / group, e))?),
+            };
+            let task = LaneTask {
+                name: lane_name(&spec, index),
+                writer,
+                tally: session.tallies.get(at).copied().unwrap_or_default(),
+                untold: Tally::default(),
+                committed,
+                tokens,
+                letters: Arc::clone(&session.letters),
+                index: at,
+                inbox: work,
+                out: applied_out.clone(),
+            };
+            lane_tasks.spawn(async move { (at, task.run().await) });
+            lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0, under_way: 0, in_parts: false });
         }
         let copied = copies(&session).then(|| session.tables.iter().map(|(_, target)| target.name.clone()).collect());
         let mut checkpoint = session.keeper.checkpoint.clone();
@@ -130,15 +163,24 @@ impl Coordinator {
         let stores = spec.sink.progress().is_some();
         let mut this = Self {
             shared: Arc::clone(shared),
-            counters: session.counters,
-            parts: Counters::default(),
+            lane_counters: session.lane_counters,
+            snapshot_rows: session.snapshot_rows,
+            parts: vec![Counters::default(); lanes.len()],
+            // Letters come first: what waits behind them is applied before anything new.
+            retrying: vec![
+                if session.letters.open() > 0 { Retrying::Waiting } else { Retrying::No };
+                lanes.len() / group
+            ],
             letters: session.letters,
+            group,
+            halted: session.halted,
+            asking: JoinSet::new(),
             snapshot: checkpoint.snapshot,
             copied,
             stop_deadline: spec.stop_deadline,
             orderer,
             batches: Batches::new(budget.clone()),
-            stores_progress_in_one_lane: stores && spec.lanes() == 1,
+            stores_progress_in_one_lane: stores && spec.lanes() == 1 && spec.sink.sharded().is_none(),
             lanes,
             lane_tasks,
             applied,
@@ -148,7 +190,6 @@ impl Coordinator {
             readings,
             lineage,
             saver: Saver::start(SaveTask { keeper: session.keeper }),
-            retrying: Retrying::No,
         };
         for (partition, progress) in this.lineage.unfinished() {
             this.orderer.opened(&partition, progress.as_ref());
@@ -165,6 +206,8 @@ impl Coordinator {
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = interval(RETRY_LETTERS);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ask = interval(ASK_HALTED);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = false;
         loop {
             self.hand_out()?;
@@ -177,7 +220,7 @@ impl Coordinator {
                 // 1. What lanes have done frees memory and moves the watermark.
                 Some(applied) = self.applied.recv() => self.on_applied(applied)?,
                 // 2. A lane ends only by failing while its inbox is open.
-                Some(ended) = self.lane_tasks.join_next() => return Err(failure(ended, "a lane ended")),
+                Some(ended) = self.lane_tasks.join_next() => return Err(self.lane_failed(ended)),
                 // 3. What is saved may be acknowledged, and children of finished partitions opened.
                 saved = self.saver.saved() => {
                     let saved = saved?;
@@ -189,12 +232,13 @@ impl Coordinator {
                 Some(ended) = self.readers.join_next() => ended.unwrap_or_else(|e| Err(panicked(e)))?,
                 // 5. Stopping: nothing more is taken in; what is under way is finished.
                 () = stop.cancelled(), if !stopping => stopping = true,
-                // 6. and 7. Timers.
+                // 6. and 7. Timers; an operator's marks on letters are seen with the first.
                 _ = save.tick() => self.save_if_moved(),
-                _ = retry.tick() => if self.letters.open() > 0 && self.retrying == Retrying::No {
-                    self.retrying = Retrying::Waiting;
-                },
-                // 8. New batches come last: taking them in makes work for all the others.
+                _ = retry.tick() => self.retry_letters(),
+                _ = ask.tick() => self.ask_halted(),
+                // 8. A halted shard that answers is taken in by a new attempt.
+                Some(Ok((shard, answer))) = self.asking.join_next(), if !stopping => self.on_answer(shard, answer)?,
+                // 9. New batches come last: taking them in makes work for all the others.
                 Some(reading) = self.readings.recv(), if hungry => self.on_reading(reading)?,
             }
         }
@@ -249,15 +293,17 @@ impl Coordinator {
             Applied::Taken(id, counters) => {
                 let Some(unit) = self.in_flight.get_mut(&id) else { return Ok(()) };
                 // Parts are counted with the last of them, which makes the transaction durable.
-                self.parts += counters;
+                self.parts[unit.lane] += counters;
                 if unit.ends {
-                    unit.counters = std::mem::take(&mut self.parts);
+                    unit.counters = std::mem::take(&mut self.parts[unit.lane]);
                 }
                 for (batch, changes) in unit.slices.drain(..) {
                     self.batches.applied(batch, changes);
                 }
+                // None while a run ends: then nothing is sent any more.
                 if let Some(lane) = self.lanes.get_mut(unit.lane) {
                     lane.at_lane -= 1;
+                    lane.under_way -= usize::from(!unit.ends);
                 }
                 if !unit.ends {
                     // Parts before the last carry no progress: done once they are taken.
@@ -269,7 +315,13 @@ impl Coordinator {
                 for id in ids {
                     let Some(unit) = self.in_flight.remove(&id) else { continue };
                     self.orderer.complete(id);
-                    self.counters += unit.counters;
+                    self.count(unit.lane, unit.counters);
+                    if let Some(lane) = self.lanes.get_mut(unit.lane) {
+                        lane.under_way -= 1;
+                    }
+                    if !self.halted.contains_key(&(unit.lane / self.group)) {
+                        self.shared.shard_works(unit.lane / self.group);
+                    }
                     if self.stores_progress_in_one_lane {
                         for progress in &unit.progress {
                             self.lineage.stored(&progress.partition, &progress.position);
@@ -279,23 +331,108 @@ impl Coordinator {
                 self.shared.progressed();
                 self.publish();
             }
-            Applied::Retried => self.retrying = Retrying::No,
+            Applied::Retried(lane, counters) => {
+                self.retrying[lane / self.group] = Retrying::No;
+                self.count(lane, counters);
+                self.publish();
+            }
         }
         Ok(())
     }
 
+    fn count(&mut self, lane: usize, counters: Counters) {
+        // A target that does not count has one sum.
+        let at = lane.min(self.lane_counters.len().saturating_sub(1));
+        if let Some(sum) = self.lane_counters.get_mut(at) {
+            *sum += counters;
+        }
+    }
+
     fn counters(&self) -> Counters {
-        Counters { dead_letters: self.counters.dead_letters + self.letters.put_count(), ..self.counters }
+        let mut sum = Counters { snapshot_rows: self.snapshot_rows, ..Counters::default() };
+        for lane in &self.lane_counters {
+            sum += Counters { snapshot_rows: 0, ..*lane };
+        }
+        sum.dead_letters += self.letters.put_count();
+        sum
+    }
+
+    /// What each shard has counted; empty where there are none.
+    fn shard_counters(&self) -> BTreeMap<String, Counters> {
+        let Some(sharded) = self.reader_seed.spec.sink.sharded() else { return BTreeMap::new() };
+        let sum = |lanes: &[Counters]| {
+            lanes.iter().fold(Counters::default(), |mut sum, lane| {
+                sum += *lane;
+                sum
+            })
+        };
+        let by_shard = self.lane_counters.chunks(self.group).map(sum);
+        sharded.names().iter().map(|name| name.to_string()).zip(by_shard).collect()
+    }
+
+    /// Has the letters of each group tried again, once its lanes are idle.
+    fn retry_letters(&mut self) {
+        if self.letters.open() == 0 {
+            return;
+        }
+        for (group, retrying) in self.retrying.iter_mut().enumerate() {
+            if *retrying == Retrying::No && !self.halted.contains_key(&group) {
+                *retrying = Retrying::Waiting;
+            }
+        }
+    }
+
+    /// Asks the halted shards whose time it is.
+    fn ask_halted(&mut self) {
+        if !self.asking.is_empty() {
+            return;
+        }
+        let spec = &self.reader_seed.spec;
+        let Some(sharded) = spec.sink.sharded() else { return };
+        for &shard in self.halted.keys().filter(|shard| self.shared.may_ask(**shard)) {
+            let Some(sink) = sharded.shard(shard).cloned() else { continue };
+            let pipeline = Arc::clone(&spec.name);
+            self.asking.spawn(async move {
+                let answer = match sink.progress() {
+                    Some(store) => store.read(&pipeline).await.map(|_| ()),
+                    None => Ok(()),
+                };
+                (shard, answer)
+            });
+        }
+    }
+
+    fn on_answer(&mut self, shard: usize, answer: Result<()>) -> Result<()> {
+        match answer {
+            Ok(()) => {
+                self.shared.shard_answers(shard);
+                Err(Error::transient("a halted shard answers again: its changes are applied"))
+            }
+            Err(e) => {
+                self.shared.still_halted(shard, &e.report());
+                Ok(())
+            }
+        }
+    }
+
+    /// A lane failed: its shard is to blame, where there are shards.
+    fn lane_failed(&self, ended: Result<(usize, Result<()>), tokio::task::JoinError>) -> Error {
+        match ended {
+            Ok((_, Ok(()))) => Error::transient("a lane ended"),
+            Ok((lane, Err(e))) => blame(&self.reader_seed.spec, &self.shared, lane / self.group, e),
+            Err(e) => panicked(e),
+        }
     }
 
     /// Gives the lanes what the orderer has ready.
     fn hand_out(&mut self) -> Result<()> {
-        if self.retrying == Retrying::Waiting && self.in_flight.is_empty() {
-            self.retrying = Retrying::Running;
-            self.send(0, Work::RetryLetters)?;
-        }
-        if self.retrying != Retrying::No {
-            return Ok(());
+        for group in 0..self.retrying.len() {
+            let lanes = &self.lanes[group * self.group..(group + 1) * self.group];
+            let idle = lanes.iter().all(|l| l.under_way == 0 && !l.in_parts);
+            if self.retrying[group] == Retrying::Waiting && idle {
+                self.retrying[group] = Retrying::Running;
+                self.send(group * self.group, Work::RetryLetters)?;
+            }
         }
         while let Some(ordered) = self.orderer.next_ready()? {
             let lane = ordered.lane as usize;
@@ -313,10 +450,20 @@ impl Coordinator {
             handle.ready.push_back(unit);
         }
         for lane in 0..self.lanes.len() {
-            while self.lanes[lane].at_lane < UNITS_AT_LANE
-                && let Some(unit) = self.lanes[lane].ready.pop_front()
+            let retrying = self.retrying[lane / self.group];
+            let handle = &mut self.lanes[lane];
+            let mut units = Vec::new();
+            // A transaction that is open in parts is ended before letters are tried again.
+            while handle.at_lane < UNITS_AT_LANE
+                && (retrying == Retrying::No || (retrying == Retrying::Waiting && handle.in_parts))
+                && let Some(unit) = handle.ready.pop_front()
             {
-                self.lanes[lane].at_lane += 1;
+                handle.at_lane += 1;
+                handle.under_way += 1;
+                handle.in_parts = !unit.part.ends();
+                units.push(unit);
+            }
+            for unit in units {
                 self.send(lane, Work::Apply(unit))?;
             }
         }
@@ -354,7 +501,7 @@ impl Coordinator {
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
         if (self.lineage.moved() || self.saver.is_silent()) && self.saver.is_idle() {
-            let counters = self.counters();
+            let counters = (self.counters(), self.shard_counters());
             self.saver.save(self.lineage.snapshot(), counters);
         }
     }
@@ -380,6 +527,15 @@ impl Coordinator {
             owners: BTreeMap::new(),
         };
         self.shared.watermark(now, safe_time, counters, waiting);
+        if let Some(sharded) = self.reader_seed.spec.sink.sharded() {
+            let known = Known {
+                counters: self.shard_counters(),
+                halted: &self.halted,
+                letters: self.letters.open_by_shard(),
+                waits: sharded.names().iter().map(|name| self.letters.is_halted(name)).collect(),
+            };
+            self.shared.shards(sharded.names(), known, safe_time);
+        }
         if self.lineage.wants_saving() && self.saver.is_idle() {
             self.save_if_moved();
         }
@@ -398,7 +554,7 @@ impl Coordinator {
             if well && result.is_ok() {
                 self.publish();
                 self.lineage.advance(self.orderer.low_watermark());
-                let counters = self.counters();
+                let counters = (self.counters(), self.shard_counters());
                 let saved = self.saver.finish(self.lineage.snapshot(), counters).await?;
                 self.lineage.saved(&saved);
             }
@@ -426,18 +582,10 @@ impl Coordinator {
                 },
                 // 2. A lane ended.
                 ended = self.lane_tasks.join_next() => {
-                    return ended.map(|e| e.unwrap_or_else(|e| Err(panicked(e))));
+                    return ended.map(|e| e.map_or_else(|e| Err(panicked(e)), |(_, result)| result));
                 }
             }
         }
-    }
-}
-
-fn failure(ended: Result<Result<()>, tokio::task::JoinError>, what: &'static str) -> Error {
-    match ended {
-        Ok(Ok(())) => Error::transient(what),
-        Ok(Err(e)) => e,
-        Err(e) => panicked(e),
     }
 }
 

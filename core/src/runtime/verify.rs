@@ -11,7 +11,8 @@ use tokio::time::{Instant, sleep};
 
 use self::rows::Side;
 use super::reader::Transforms;
-use super::session::{Session, merge_progress, transformed};
+use super::session::{Session, transformed};
+use crate::control::drain::Drain;
 use crate::control::verify::{
     Difference, DifferenceKind, Digester, Found, Seen, Suspects, TableVerified, Verified, VerifyOptions, differing_keys,
 };
@@ -21,7 +22,7 @@ use crate::model::{
     BatchBuilder, Checkpoint, OldImage, Op, Part, PartitionId, PartitionStatus, Position, Rank, Selection, TableSchema,
     Timestamp, Transaction, Unit, UnitId, UnitKind, UnitSlice, Value,
 };
-use crate::pipeline::Spec;
+use crate::pipeline::{Shared, Spec, stored};
 use crate::sink::LanePurpose;
 
 /// Rows of one table that are kept to find the keys that differ: their keys take about 100 bytes each.
@@ -283,7 +284,7 @@ async fn repair(
 async fn taken_over(spec: &Arc<Spec>, transforms: &Transforms, patience: Duration) -> Result<Session> {
     let deadline = Instant::now() + patience;
     loop {
-        match Session::open(spec, transforms).await {
+        match Session::open(spec, transforms, &Shared::new()).await {
             Err(e) if e.kind() == ErrorKind::Transient && Instant::now() < deadline => sleep(ASK).await,
             other => return other,
         }
@@ -403,11 +404,7 @@ fn repair_unit<'f>(table: &TableSchema, rows: impl Iterator<Item = &'f Found>) -
 
 /// What the stores know of the pipeline.
 async fn stored(spec: &Spec) -> Result<Option<Checkpoint>> {
-    let mut stored = spec.checkpointer.load(&spec.name).await?.map(|(_, checkpoint)| checkpoint);
-    if let (Some(checkpoint), Some(store)) = (&mut stored, spec.sink.progress()) {
-        merge_progress(checkpoint, &store.read(&spec.name).await?, spec.lanes());
-    }
-    Ok(stored)
+    Ok(stored::load(spec).await?.map(|stored| stored.checkpoint))
 }
 
 fn positions(spec: &Spec, stored: Option<&Checkpoint>) -> BTreeMap<PartitionId, String> {
@@ -428,14 +425,11 @@ async fn mark(spec: &Spec) -> Result<BTreeMap<PartitionId, Position>> {
 /// Returns when everything up to the mark is durable in the target.
 async fn wait_until_applied(spec: &Spec, mark: &BTreeMap<PartitionId, Position>, patience: Duration) -> Result<()> {
     let deadline = Instant::now() + patience;
+    let mut drain = Drain::new(mark.clone(), spec.source.info().order);
     loop {
-        let stored = stored(spec).await?.unwrap_or_default();
-        let passed = |(id, at): (&PartitionId, &Position)| {
-            stored.partitions.get(id).is_some_and(|p| {
-                p.status == PartitionStatus::Finished || p.position.as_ref().is_some_and(|p| p.rank >= at.rank)
-            })
-        };
-        if mark.iter().all(passed) {
+        if let Some(stored) = stored::load(spec).await?
+            && drain.see(stored.durable(0))
+        {
             return Ok(());
         }
         if Instant::now() >= deadline {

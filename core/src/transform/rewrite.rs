@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::dead_letter::LetterClass;
 use crate::error::Result;
-use crate::model::{BatchBuilder, ChangeBatch, ChangeRef, OldImage, Op, Rank, TableSchema, ValueRef};
+use crate::model::{BatchBuilder, ChangeBatch, ChangeRef, LeftOut, OldImage, Op, Rank, TableSchema, ValueRef};
 
 /// The batch in which each change is what `each` writes for it: at most one change, none to leave it out.
 ///
@@ -85,6 +86,7 @@ impl Rewriter {
             Some((prefix, content)) => {
                 self.batch.skip_to(self.sequence);
                 self.batch.message(prefix, content);
+                self.keep_left_out(change);
             }
             None => self.keep_as(change, change.op(), change.schema()),
         }
@@ -111,6 +113,31 @@ impl Rewriter {
         if let Some(shard) = from.shard() {
             self.batch.shard(shard);
         }
+        self.keep_left_out(from);
+    }
+
+    /// The change as it is, left out: no sink gets it; it is counted, and kept as a letter.
+    pub fn leave_out(&mut self, change: ChangeRef<'_>, class: LetterClass, reason: impl Into<Arc<str>>) {
+        self.keep(change);
+        if change.left_out().is_none() {
+            self.batch.leave_out(LeftOut { class, reason: reason.into() });
+        }
+    }
+
+    /// Leaves out the change that was written last, as it was written.
+    pub fn leave_out_current(&mut self, class: LetterClass, reason: impl Into<Arc<str>>) {
+        self.batch.leave_out(LeftOut { class, reason: reason.into() });
+    }
+
+    fn keep_left_out(&mut self, from: ChangeRef<'_>) {
+        if let Some(why) = from.left_out() {
+            self.batch.leave_out(why.clone());
+        }
+    }
+
+    /// Sets the shard of the current change.
+    pub fn shard(&mut self, shard: &str) {
+        self.batch.shard(shard);
     }
 
     /// The old row follows: one [`Rewriter::push`] for each column.

@@ -11,7 +11,8 @@ use crate::model::{ChangeBatch, ChangeRef, Op, RowRef, ValueRef};
 /// Sets the shard of changes.
 ///
 /// A change must tell its shard, a delete too: shard by a column of the key, or let the source send
-/// full old rows. A row must stay in its shard.
+/// full old rows. A row must stay in its shard. A change that does not, or for which a function gives
+/// [`Rejected`](crate::ErrorKind::Rejected), is left out as severe: the pipeline's policy decides.
 pub struct Shard {
     tables: Vec<TablePattern>,
     by: By,
@@ -113,6 +114,7 @@ impl fmt::Debug for Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dead_letter::LetterClass;
     use crate::error::ErrorKind;
     use crate::model::OldImage;
     use crate::transform::testing::{Plain, batch_of, orders, row};
@@ -136,12 +138,12 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_hides_or_changes_its_shard_is_rejected() {
+    fn a_change_that_hides_or_changes_its_shard_is_left_out_as_severe() {
         let key = Some((OldImage::Key, row(["1", "?", "?", "?"])));
         let full = Some((OldImage::Full, row(["1", "us", "2", "-"])));
         for change in [(Op::Delete, key, None), (Op::Update, full, Some(row(["1", "eu", "2", "-"])))] {
-            let error = shards(&mut Shard::column(["*"], "region"), &[change]).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Rejected);
+            let out = Shard::column(["*"], "region").apply(batch_of(&Arc::new(orders()), &[change])).unwrap();
+            assert_eq!(out.change(0).left_out().unwrap().class, LetterClass::Severe);
         }
         let error = shards(&mut Shard::column(["*"], "nope"), &[(Op::Schema, None, None)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config);

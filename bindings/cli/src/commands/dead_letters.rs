@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anabranch::{DeadLetter, Error, LetterClass, LetterState, Result};
+use anabranch::{DeadLetter, DeadLetterStore, Error, LetterClass, LetterState, Result};
 use clap::Subcommand;
 
 use crate::say::say;
@@ -28,8 +28,11 @@ pub(crate) enum Action {
     /// Have the running pipeline (or the next run) try these again, also if they were given up.
     Retry {
         /// Their ids.
-        #[arg(required = true)]
+        #[arg(required_unless_present = "severe")]
         ids: Vec<String>,
+        /// Every one that needs a person, beside the ids.
+        #[arg(long)]
+        severe: bool,
     },
     /// Leave these out for good: their changes will be missing in the target.
     Skip {
@@ -60,7 +63,10 @@ pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
             }
         }
         Action::Show { id } => say(format_args!("{}", as_json(&find(&id).await?, true)?)),
-        Action::Retry { ids } => {
+        Action::Retry { mut ids, severe } => {
+            if severe {
+                ids.extend(severe_ids(store.as_ref(), &name).await?);
+            }
             for id in ids {
                 let mut letter = find(&id).await?;
                 letter.class = LetterClass::Retry;
@@ -80,6 +86,16 @@ pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
         }
     }
     Ok(exit::DONE)
+}
+
+async fn severe_ids(store: &dyn DeadLetterStore, pipeline: &str) -> Result<Vec<String>> {
+    let (mut ids, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.list(pipeline, &[LetterState::Open, LetterState::Held], after.as_deref(), 500).await?;
+        let Some(last) = page.last() else { return Ok(ids) };
+        after = Some(last.id.clone());
+        ids.extend(page.into_iter().filter(|l| l.class == LetterClass::Severe).map(|l| l.id));
+    }
 }
 
 fn as_json(letter: &DeadLetter, pretty: bool) -> Result<String> {

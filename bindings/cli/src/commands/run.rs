@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
+use anabranch::pipeline::{RunMode, Status};
 use anabranch::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::progress::Progress;
 use crate::say::say;
-use crate::{exit, load};
+use crate::{Mode, exit, load};
 
 /// Runs until stopped, drained or failed.
-pub(crate) async fn run(file: &Path, until_drained: bool) -> Result<u8> {
-    let pipeline = load::pipeline(file)?;
+pub(crate) async fn run(file: &Path, until_drained: bool, mode: Option<Mode>) -> Result<u8> {
+    let pipeline = load::pipeline_in(file, mode.map(RunMode::from))?;
+    let replays = pipeline.mode() != RunMode::Regular;
     let listen = |kind| signal(kind).map_err(|e| Error::fatal("cannot listen for signals").because(e));
     let (mut interrupted, mut terminated) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let mut running = tokio::select! {
@@ -30,7 +32,7 @@ pub(crate) async fn run(file: &Path, until_drained: bool) -> Result<u8> {
     let mut code = exit::DONE;
     let result = {
         let work = async {
-            if until_drained {
+            if until_drained && !replays {
                 let drained = running.drain(None).await;
                 let ended = match &drained {
                     Ok(_) => running.stop().await,
@@ -58,21 +60,35 @@ pub(crate) async fn run(file: &Path, until_drained: bool) -> Result<u8> {
     progress.show(&shown.status());
     progress.end();
     match result {
-        Ok(Some(drained)) if !drained.drained => {
-            let open = match drained.dead_letters_open {
-                1 => "1 dead letter is open".to_owned(),
-                n => format!("{n} dead letters are open"),
-            };
-            eprintln!("error: {open}: see `anabranch dead-letters {} list`", file.display());
-            code = exit::OPERATOR;
-        }
+        Ok(Some(drained)) if !drained.drained => code = still_open(file, drained.dead_letters_open),
         Ok(Some(_)) => {
             say(format_args!("drained: everything committed before the start of the drain is in the target"))
         }
+        Ok(None) if replays => code = replayed(file, &shown.status()),
         Ok(None) => {}
         // Asked to stop while it waited for the drain: an orderly end too.
         Err(_) if stopping => {}
         Err(e) => return Err(e),
     }
     Ok(code)
+}
+
+/// What came of a run that tries dead letters again.
+fn replayed(file: &Path, status: &Status) -> u8 {
+    match status.dead_letters_open {
+        0 => {
+            say("replayed: no dead letters are open");
+            exit::DONE
+        }
+        open => still_open(file, open),
+    }
+}
+
+fn still_open(file: &Path, open: u64) -> u8 {
+    let open = match open {
+        1 => "1 dead letter is open".to_owned(),
+        n => format!("{n} dead letters are open"),
+    };
+    eprintln!("error: {open}: see `anabranch dead-letters {} list`", file.display());
+    exit::OPERATOR
 }

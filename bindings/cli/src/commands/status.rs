@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use anabranch::pipeline::{Phase, Status};
+use anabranch::pipeline::{Phase, ShardPhase, Status};
 use anabranch::{Error, Result, Timestamp};
 
 use crate::say::{is_heard, say};
@@ -65,6 +65,14 @@ fn seen(s: &Status) -> String {
     }
 }
 
+fn phase_of(phase: ShardPhase) -> &'static str {
+    match phase {
+        ShardPhase::Running => "running",
+        ShardPhase::Waiting => "waiting",
+        ShardPhase::Halted => "halted",
+    }
+}
+
 fn print(s: &Status) {
     let none = || "unknown".to_owned();
     say(format_args!("pipeline      {}", s.pipeline));
@@ -81,7 +89,28 @@ fn print(s: &Status) {
         ));
     }
     say(format_args!("changes       {} in {} transactions", s.counters.changes, s.counters.transactions));
+    let c = &s.counters;
+    if c.stale + c.filtered + c.skipped > 0 {
+        say(format_args!("left out      {} filtered, {} skipped; {} were stale", c.filtered, c.skipped, c.stale));
+    }
     say(format_args!("dead letters  {} open", s.dead_letters_open));
+    for (name, shard) in &s.shards {
+        let c = &shard.counters;
+        let lag = shard.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"));
+        say(format_args!(
+            "shard         {name} {}: lag {lag}, {} applied, {} stale, {} filtered, {} skipped, {} retryable, {} severe",
+            phase_of(shard.phase),
+            c.applied(),
+            c.stale,
+            c.filtered,
+            c.skipped,
+            shard.retryable,
+            shard.severe
+        ));
+        if let Some(reason) = &shard.reason {
+            say(format_args!("              {reason}"));
+        }
+    }
     for (id, partition) in &s.partitions {
         let owner = partition.owner.as_ref().map_or_else(String::new, |o| format!(", with {o}"));
         say(format_args!("position      {id} at {}{owner}", partition.position));

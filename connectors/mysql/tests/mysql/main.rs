@@ -9,3 +9,4 @@ mod speed;
 mod tables;
 mod transactions;
 mod values;
+mod versions;

@@ -23,6 +23,17 @@ pub struct PostgresSinkConfig {
     /// direction can leave it out.
     #[serde(default)]
     pub origin: Privilege,
+    /// Whether the version of every row is kept in a table beside its own, so that a change that is
+    /// older than the row, or as old, does nothing. Default: no.
+    #[serde(default)]
+    pub versions: bool,
+    /// What the names of those tables begin with. Default: `shadow_`.
+    #[serde(default = "shadow")]
+    pub versions_prefix: String,
+}
+
+fn shadow() -> String {
+    "shadow_".to_owned()
 }
 
 fn default_schema() -> String {
@@ -50,6 +61,11 @@ impl TryFrom<PostgresSinkConfig> for PostgresSink {
         if config.schema.is_empty() {
             return Err(Error::config("sink.schema", "is empty").hint("name a schema, or leave the key out"));
         }
-        Ok(Self::new(config.url).schema(config.schema).replica_role(config.replica_role).origin(config.origin))
+        if config.versions && config.versions_prefix.is_empty() {
+            let problem = "is empty: the tables of versions need names of their own";
+            return Err(Error::config("sink.versions_prefix", problem));
+        }
+        let sink = Self::new(config.url).schema(config.schema).replica_role(config.replica_role).origin(config.origin);
+        Ok(if config.versions { sink.versions(config.versions_prefix) } else { sink })
     }
 }

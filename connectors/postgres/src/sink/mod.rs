@@ -17,6 +17,7 @@ mod copy;
 mod failure;
 mod flight;
 mod in_order;
+mod ledger;
 mod native;
 mod origin;
 mod params;
@@ -59,6 +60,7 @@ pub struct PostgresSink {
     url: Secret,
     schema: String,
     options: Options,
+    versions: Option<String>,
     parts: std::sync::OnceLock<Parts>,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Options {
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) options: Options,
+    /// The prefix of the tables of versions, if they are kept.
+    pub(crate) versions: Option<String>,
     /// The identity of the source by pipeline, as JSON, from the last claim of this process. It is
     /// stored with the first progress that belongs to it, not by the claim itself: a claim that the
     /// runtime then finds to be of another source must leave the old identity standing.
@@ -96,6 +100,7 @@ impl PostgresSink {
             url: url.into(),
             schema: "anabranch".to_owned(),
             options: Options::default(),
+            versions: None,
             parts: std::sync::OnceLock::new(),
         }
     }
@@ -128,12 +133,21 @@ impl PostgresSink {
         self.parts().shared.store.endpoint()
     }
 
+    /// Keeps the version of every row in a table beside its own, `prefix` before its name, so that a
+    /// change that is older than the row, or as old, does nothing. Default: no.
+    #[must_use]
+    pub fn versions(mut self, prefix: impl Into<String>) -> Self {
+        self.versions = Some(prefix.into());
+        self
+    }
+
     fn parts(&self) -> &Parts {
         self.parts.get_or_init(|| {
             let store = Arc::new(Store::new("sink.url", self.url.clone(), self.schema.clone()));
             let shared = Arc::new(Shared {
                 store: Arc::clone(&store),
                 options: self.options,
+                versions: self.versions.clone(),
                 identities: Mutex::new(HashMap::new()),
             });
             Parts {

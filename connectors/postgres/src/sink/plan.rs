@@ -347,11 +347,48 @@ impl Plan {
         )
     }
 
+    /// The target's key columns, in the order of the source's key.
+    pub(crate) fn key_columns(&self) -> Vec<&TargetColumn> {
+        self.source.key.iter().map(|&k| self.column(k)).collect()
+    }
+
+    /// What a statement about keys is made of: parameters are one array for each key column.
+    pub(crate) fn key_rows(&self) -> KeyRows {
+        let key = self.key_columns();
+        let (arrays, aliases) = arrays(&key);
+        let list = |parts: Vec<String>, by: &str| parts.join(by);
+        KeyRows {
+            names: list(key.iter().map(|c| ident(&c.name)).collect(), ", "),
+            values: list(key.iter().enumerate().map(|(n, c)| value(c, n)).collect(), ", "),
+            matches: list(
+                key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", ident(&c.name), value(c, n))).collect(),
+                " AND ",
+            ),
+            arrays,
+            aliases,
+        }
+    }
+
     /// `COPY` of rows with these columns.
     pub(crate) fn copy(&self, columns: &[u16]) -> String {
         let names: Vec<String> = columns.iter().map(|&c| ident(&self.column(c).name)).collect();
         format!("COPY {} ({}) FROM STDIN", self.target.sql(), names.join(", "))
     }
+}
+
+/// Parts of a statement about keys.
+#[derive(Debug)]
+pub(crate) struct KeyRows {
+    /// The columns.
+    pub(crate) names: String,
+    /// Their values, of the from item `s`.
+    pub(crate) values: String,
+    /// The arrays to unnest.
+    pub(crate) arrays: String,
+    /// What the from item calls them.
+    pub(crate) aliases: String,
+    /// The condition that joins the table `t` with `s`.
+    pub(crate) matches: String,
 }
 
 fn arrays(columns: &[&TargetColumn]) -> (String, String) {

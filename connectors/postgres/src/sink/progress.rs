@@ -28,8 +28,9 @@ impl Progress {
     async fn stored(&self, client: &Client, pipeline: &str, lock: &str) -> Result<(i64, Vec<LaneProgress>)> {
         let what = |e| classify(e, "cannot read the progress stored in the target");
         let lanes = format!(
-            "SELECT lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters FROM {} \
-             WHERE pipeline = $1 ORDER BY lane {lock}",
+            // A table of a version that did not count what is stale has no such column.
+            "SELECT lane, lanes, epoch, identity, changes, transactions, snapshot_rows, dead_letters, \
+             coalesce((to_jsonb(l) ->> 'stale')::bigint, 0) FROM {} AS l WHERE pipeline = $1 ORDER BY lane {lock}",
             self.shared.store.table("lane")
         );
         let positions = format!(
@@ -89,6 +90,17 @@ impl ProgressStore for Progress {
     async fn take_over(&self, claim: &Claim) -> Result<Vec<LaneProgress>> {
         let client = self.shared.store.connect("claim").await?;
         self.shared.store.ensure(&client).await?;
+        if self.shared.versions.is_some() {
+            let lane = self.shared.store.table("lane");
+            let what = |e| classify(e, "cannot add the column stale to the table of lanes");
+            // Looked for first: to add it locks out every writer.
+            let there = "SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = $1::text::regclass \
+                         AND attname = 'stale' AND NOT attisdropped)";
+            if !client.query_one(there, &[&lane]).await.map_err(what)?.get::<_, bool>(0) {
+                let add = format!("ALTER TABLE {lane} ADD COLUMN IF NOT EXISTS stale bigint NOT NULL DEFAULT 0");
+                client.batch_execute(&add).await.map_err(what)?;
+            }
+        }
         client.batch_execute("BEGIN").await.map_err(|e| classify(e, "cannot take over the pipeline in the target"))?;
         let result = self.claim(&client, claim).await;
         if let Err(error) = result {
@@ -141,6 +153,8 @@ fn lane(row: &Row) -> Result<LaneProgress> {
             transactions: count(5),
             snapshot_rows: count(6),
             dead_letters: count(7),
+            stale: count(8),
+            ..Counters::default()
         },
     })
 }

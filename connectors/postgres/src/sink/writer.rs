@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use super::apply::{Applier, Tag};
 use super::cache::{Operation, Plans, Statements};
 use super::failure::{Failure, Next};
+use super::ledger::Ledgers;
 use super::params::Text;
 use super::session::Session;
 use super::{Shared, origin};
@@ -21,6 +22,9 @@ pub(crate) struct PostgresWriter {
     session: Option<Session>,
     plans: Plans,
     statements: Statements,
+    ledgers: Option<Ledgers>,
+    /// Changes that were stale since the last unit that ended.
+    stale: u64,
     /// A target transaction is open: between `First` and `Last`.
     open: bool,
     /// A commit's outcome is unknown: only a new writer may go on.
@@ -40,6 +44,8 @@ enum Mode {
 impl PostgresWriter {
     pub(crate) async fn open(shared: Arc<Shared>, lane: Lane) -> Result<Self> {
         let mut writer = Self {
+            ledgers: shared.versions.clone().map(Ledgers::new),
+            stale: 0,
             shared,
             lane,
             session: None,
@@ -96,7 +102,10 @@ impl PostgresWriter {
             self.open = true;
         }
         let result = match unit.kind {
-            UnitKind::Stream => stream(&mut applier, &self.shared, &self.lane, unit).await,
+            UnitKind::Stream => {
+                let applied = stream(&mut applier, &self.shared, &self.lane, unit, self.ledgers.as_mut()).await;
+                applied.map(|stale| self.stale += stale)
+            }
             UnitKind::Snapshot => snapshot(&mut applier, &self.shared, &self.lane, unit).await,
         };
         if let Err(failure) = result {
@@ -159,14 +168,33 @@ impl PostgresWriter {
 }
 
 /// Applies a unit of the stream: fence, steps, progress. Everything is sent before anything is awaited.
-async fn stream(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &Unit) -> Result<(), Failure> {
+/// Gives how many changes were stale.
+async fn stream(
+    applier: &mut Applier<'_>,
+    shared: &Shared,
+    lane: &Lane,
+    unit: &Unit,
+    ledgers: Option<&mut Ledgers>,
+) -> Result<u64, Failure> {
     fence_stream(applier, shared, lane, unit).await;
+    let (fresh, stale);
+    let unit = match ledgers {
+        Some(ledgers) => {
+            let found = ledgers.fresh(applier, shared, lane, unit).await?;
+            (fresh, stale) = (found.unit, found.stale);
+            &fresh
+        }
+        None => {
+            stale = 0;
+            unit
+        }
+    };
     let net = steps(unit);
     let mut mode = Mode::Trusting;
     savepoint(applier, unit).await;
     loop {
         let failure = match attempt(applier, shared, lane, unit, &net, mode).await {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(stale),
             Err(failure) => failure,
         };
         let trusted = mode == Mode::Trusting && applier.trusted;
@@ -309,9 +337,13 @@ impl SinkWriter for PostgresWriter {
             self.connect().await?;
         }
         match self.apply(unit).await {
-            Ok(()) if unit.part.ends() => Ok(Written::durable()),
+            Ok(()) if unit.part.ends() => Ok(Written { stale: std::mem::take(&mut self.stale), ..Written::durable() }),
             Ok(()) => Ok(Written::accepted()),
             Err(error) => {
+                self.stale = 0;
+                if let Some(ledgers) = &mut self.ledgers {
+                    ledgers.forget();
+                }
                 self.roll_back().await;
                 Err(error)
             }

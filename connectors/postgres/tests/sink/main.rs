@@ -8,3 +8,4 @@ mod support;
 mod target;
 mod transactions;
 mod types;
+mod versions;

@@ -74,6 +74,7 @@ fn letter(id: &str, state: LetterState) -> DeadLetter {
         commit_time: None,
         attempts: 1,
         last_attempt: None,
+        parked: None,
     }
 }
 

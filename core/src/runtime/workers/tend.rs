@@ -51,8 +51,8 @@ async fn until_error(spec: &Spec, held: &Arc<Held>, stop: &CancellationToken) ->
         None => Vec::new(),
     };
     let (of, letters) = (Arc::clone(&spec.letters_of), Some(Arc::clone(store)));
-    let letters =
-        Letters::load(of, Arc::clone(&spec.source), letters, spec.on_rejected, false, spec.max_attempts, true).await?;
+    let (source, policy) = (Arc::clone(&spec.source), spec.letters.clone());
+    let letters = Letters::load(of, source, letters, policy, false, true, None).await?;
     if let Some(retried) = stored.iter().find_map(|l| l.partitions.get(RETRIED)) {
         letters.finish_interrupted_retry(&retried.position.token).await?;
     }

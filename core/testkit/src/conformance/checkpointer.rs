@@ -118,7 +118,13 @@ fn full() -> Checkpoint {
         identity: SourceIdentity::default().with("slot", "it's \"quoted\" ä\n"),
         order: "transaction".to_owned(),
         lanes: 4,
-        counters: Counters { changes: u64::MAX >> 1, transactions: 2, snapshot_rows: 3, dead_letters: 4 },
+        counters: Counters {
+            changes: u64::MAX >> 1,
+            transactions: 2,
+            snapshot_rows: 3,
+            dead_letters: 4,
+            ..Counters::default()
+        },
         paused: true,
         saved_at: Some(Timestamp::from_micros(-1)),
         sharing: Some(Sharing {

@@ -149,5 +149,6 @@ fn letter(n: u8, state: LetterState) -> DeadLetter {
         commit_time: Some(Timestamp::from_micros(1_700_000_000_000_001)),
         attempts: 1,
         last_attempt: Some(Timestamp::from_micros(1)),
+        parked: None,
     }
 }

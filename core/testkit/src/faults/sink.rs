@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sink, SinkInfo, SinkWriter,
-    TargetSchema, Unit, Written,
+    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sharded, Sink, SinkInfo,
+    SinkWriter, TargetSchema, Unit, Written,
 };
 use async_trait::async_trait;
 
@@ -65,6 +65,10 @@ impl Sink for FaultySink {
 
     fn target(&self) -> Option<&dyn TargetSchema> {
         self.inner.target()
+    }
+
+    fn sharded(&self) -> Option<&Sharded> {
+        self.inner.sharded()
     }
 }
 

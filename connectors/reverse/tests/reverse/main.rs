@@ -1,0 +1,4 @@
+//! What belongs to reverse replication and needs no database.
+
+mod mapping;
+mod secrets;
