@@ -79,6 +79,9 @@ impl Session {
         keeper.checkpoint.routing = routing;
         keeper.save().await?;
         preflight.create_missing(spec.sink.as_ref()).await?;
+        if let Some(relay) = spec.sink.relay() {
+            relay.tables(keeper.checkpoint.epoch, &targets).await?;
+        }
 
         let counters = match spec.sink.progress() {
             Some(_) => stored.iter().fold(Counters::default(), |mut sum, lane| {

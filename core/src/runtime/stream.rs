@@ -17,7 +17,7 @@ use super::saver::{SaveTask, Saver};
 use super::session::Session;
 use super::snapshot::copies;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Unit, UnitId};
+use crate::model::{BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Timestamp, Unit, UnitId};
 use crate::orderer::Orderer;
 use crate::pipeline::{Phase, Shared};
 use crate::sink::LanePurpose;
@@ -65,6 +65,8 @@ struct Coordinator {
     saver: Saver,
     /// Progress that is stored in the target with the data may be acknowledged at once.
     stores_progress_in_one_lane: bool,
+    /// The sink hands the safe time on.
+    relays: bool,
     retrying: Retrying,
 }
 
@@ -126,7 +128,8 @@ impl Coordinator {
         let mut checkpoint = session.keeper.checkpoint.clone();
         let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
         let transforms = session.transforms.clone();
-        let stores = spec.sink.progress().is_some();
+        let (stores, relays) = (spec.sink.progress().is_some(), spec.sink.relay().is_some());
+        let sink = Arc::clone(&spec.sink);
         let mut this = Self {
             shared: Arc::clone(shared),
             counters: session.counters,
@@ -138,6 +141,7 @@ impl Coordinator {
             orderer,
             batches: Batches::new(budget.clone()),
             stores_progress_in_one_lane: stores && spec.lanes() == 1,
+            relays,
             lanes,
             lane_tasks,
             applied,
@@ -146,7 +150,7 @@ impl Coordinator {
             readers: JoinSet::new(),
             readings,
             lineage,
-            saver: Saver::start(SaveTask { keeper: session.keeper }),
+            saver: Saver::start(SaveTask { keeper: session.keeper, sink }),
             retrying: Retrying::No,
         };
         for (partition, progress) in this.lineage.unfinished() {
@@ -160,7 +164,7 @@ impl Coordinator {
 
     /// The loop. Every arm does one thing and goes round.
     async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
-        let mut save = interval(self.saver.period(self.stores_progress_in_one_lane));
+        let mut save = interval(self.saver.period(self.stores_progress_in_one_lane, self.relays));
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = interval(RETRY_LETTERS);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -347,8 +351,8 @@ impl Coordinator {
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
         if self.lineage.moved() && self.saver.is_idle() {
-            let counters = self.counters();
-            self.saver.save(self.lineage.snapshot(), counters);
+            let (counters, safe_time) = (self.counters(), self.safe_time());
+            self.saver.save(self.lineage.snapshot(), counters, safe_time);
         }
     }
 
@@ -358,14 +362,19 @@ impl Coordinator {
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();
         let progress: BTreeMap<PartitionId, Progress> = self.lineage.durable();
-        let counters = self.counters();
-        let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
-        let whole = progress.values().all(|p| visible(&p.position));
-        let safe_time = self.lineage.safe_time().filter(|_| whole);
+        let (counters, safe_time) = (self.counters(), self.safe_time());
         self.shared.watermark(progress, safe_time, counters, waiting, self.letters.open());
         if self.lineage.wants_saving() && self.saver.is_idle() {
             self.save_if_moved();
         }
+    }
+
+    /// Everything committed at or before this is durable; `None` while no time can be said: the stream
+    /// has not passed the point of every copy.
+    fn safe_time(&self) -> Option<Timestamp> {
+        let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
+        let whole = self.lineage.durable().values().all(|p| visible(&p.position));
+        self.lineage.safe_time().filter(|_| whole)
     }
 
     /// Ends every task: lanes finish the write they are in, readers say goodbye, the checkpoint is
@@ -381,8 +390,8 @@ impl Coordinator {
             if well && result.is_ok() {
                 self.publish();
                 self.lineage.advance(self.orderer.low_watermark());
-                let counters = self.counters();
-                let saved = self.saver.finish(self.lineage.snapshot(), counters).await?;
+                let (counters, safe_time) = (self.counters(), self.safe_time());
+                let saved = self.saver.finish(self.lineage.snapshot(), counters, safe_time).await?;
                 self.lineage.saved(&saved);
             }
             self.reader_seed.stop.cancel();

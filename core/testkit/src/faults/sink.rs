@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sink, SinkInfo, SinkWriter,
+    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Relay, Result, Sink, SinkInfo, SinkWriter,
     TargetSchema, Unit, Written,
 };
 use async_trait::async_trait;
@@ -65,6 +65,10 @@ impl Sink for FaultySink {
 
     fn target(&self) -> Option<&dyn TargetSchema> {
         self.inner.target()
+    }
+
+    fn relay(&self) -> Option<&dyn Relay> {
+        self.inner.relay()
     }
 }
 
