@@ -200,6 +200,9 @@ impl fmt::Debug for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A URL with a password in it is refused, but may be printed before that.
         let url = if self.url.contains('@') { "***" } else { &self.url };
-        f.debug_struct("Location").field("url", &url).field("options", &self.options.keys().collect::<Vec<_>>()).finish()
+        f.debug_struct("Location")
+            .field("url", &url)
+            .field("options", &self.options.keys().collect::<Vec<_>>())
+            .finish()
     }
 }

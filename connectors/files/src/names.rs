@@ -110,7 +110,8 @@ impl Window {
 }
 
 fn instant(micros: i64) -> Result<String> {
-    let time = DateTime::<Utc>::from_timestamp_micros(micros).filter(|t| (1..=9999).contains(&chrono::Datelike::year(t)));
+    let time =
+        DateTime::<Utc>::from_timestamp_micros(micros).filter(|t| (1..=9999).contains(&chrono::Datelike::year(t)));
     match time {
         Some(time) => Ok(time.format("%Y%m%dT%H%M%S%.6fZ").to_string()),
         None => Err(Error::fatal(format!("a commit time of {micros} microseconds since 1970 has no window"))),

@@ -41,7 +41,10 @@ impl ProgressStore for WindowFiles {
     async fn read(&self, pipeline: &str) -> Result<Vec<LaneProgress>> {
         let settings = &self.shared.settings;
         let stored = Ledger::load(&settings.location.store()?, &settings.run).await?;
-        Ok(stored.filter(|(ledger, _)| ledger.pipeline == pipeline).map(|(ledger, _)| lane(&ledger)).unwrap_or_default())
+        Ok(stored
+            .filter(|(ledger, _)| ledger.pipeline == pipeline)
+            .map(|(ledger, _)| lane(&ledger))
+            .unwrap_or_default())
     }
 }
 

@@ -217,7 +217,8 @@ impl WindowSource {
             let token = Token::of(position)?;
             let has = ledger.as_ref().and_then(|l| l.shards.get(id.as_str())).map_or(0, |s| s.files);
             if has < token.number {
-                let problem = format!("of the shard {id} file {} was processed, and the run {run} has {has}", token.number);
+                let problem =
+                    format!("of the shard {id} file {} was processed, and the run {run} has {has}", token.number);
                 return Err(Error::fatal(problem).hint(
                     "the run was begun anew, or a backup of it was restored: copy the tables again under another \
                      pipeline name",

@@ -108,7 +108,9 @@ impl Store {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.0.objects.put_opts(&self.path(name)?, content.clone().into(), options).await {
             Ok(_) => Ok(true),
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotModified { .. }) => {
+            Err(
+                StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotModified { .. },
+            ) => {
                 // A write that was repeated because its answer was lost is refused by its own result.
                 Ok(self.get(name).await?.is_some_and(|(found, _)| found == content))
             }
@@ -134,7 +136,9 @@ impl Store {
         let options = PutOptions { mode, ..PutOptions::default() };
         match self.0.objects.put_opts(&self.path(name)?, content.clone().into(), options).await {
             Ok(put) => Ok(Some(Tag::Cloud(UpdateVersion { e_tag: put.e_tag, version: put.version }))),
-            Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotModified { .. }) => {
+            Err(
+                StoreError::AlreadyExists { .. } | StoreError::Precondition { .. } | StoreError::NotModified { .. },
+            ) => {
                 // A write that was repeated because its answer was lost is refused by its own result.
                 Ok(self.get(name).await?.filter(|(found, _)| *found == content).map(|(_, tag)| tag))
             }

@@ -119,7 +119,11 @@ impl Writer {
         let window = self.window_of(&folder, change.piece().transaction.commit_time);
         self.in_order(&folder, order.as_ref(), change)?;
         let settings = &self.shared.settings;
-        let other_file = self.pending.files.get(&folder).is_some_and(|file| file.window != window || file.body.size() >= settings.max_file);
+        let other_file = self
+            .pending
+            .files
+            .get(&folder)
+            .is_some_and(|file| file.window != window || file.body.size() >= settings.max_file);
         if other_file || self.pending.size >= FILES_IN_MEMORY * settings.max_file {
             let ended = self.pending.last.as_ref().is_some_and(|l| l.source_rank != change.piece().transaction.rank);
             self.commit(ended).await?;

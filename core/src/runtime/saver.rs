@@ -25,11 +25,7 @@ pub(crate) struct SaveTask {
 }
 
 impl SaveTask {
-    async fn run(
-        mut self,
-        mut wanted: mpsc::Receiver<Wanted>,
-        saved: mpsc::Sender<Result<Partitions>>,
-    ) {
+    async fn run(mut self, mut wanted: mpsc::Receiver<Wanted>, saved: mpsc::Sender<Result<Partitions>>) {
         while let Some(wanted) = wanted.recv().await {
             let result = self.save(wanted).await;
             let failed = result.is_err();

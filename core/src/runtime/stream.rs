@@ -17,7 +17,9 @@ use super::saver::{SaveTask, Saver};
 use super::session::Session;
 use super::snapshot::copies;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Timestamp, Unit, UnitId};
+use crate::model::{
+    BatchId, ChangeBatch, Counters, PartitionId, Position, Progress, TableName, Timestamp, Unit, UnitId,
+};
 use crate::orderer::Orderer;
 use crate::pipeline::{Phase, Shared};
 use crate::sink::LanePurpose;

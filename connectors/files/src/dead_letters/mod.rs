@@ -86,9 +86,8 @@ impl FilesDeadLetters {
     /// Writes a letter and removes what it replaces.
     async fn put_one(&self, store: &Store, pipeline: &str, letter: &DeadLetter, before: &[LetterName]) -> Result<()> {
         let folder = names::escape(pipeline);
-        let mut content =
-            serde_json::to_vec(&LetterRef { anabranch_dead_letter: FORMAT, pipeline, letter })
-                .map_err(|e| Error::fatal(format!("cannot write the dead letter {} as JSON", letter.id)).because(e))?;
+        let mut content = serde_json::to_vec(&LetterRef { anabranch_dead_letter: FORMAT, pipeline, letter })
+            .map_err(|e| Error::fatal(format!("cannot write the dead letter {} as JSON", letter.id)).because(e))?;
         content.push(b'\n');
         let content = Bytes::from(content);
         let mut revision = before.iter().map(|name| name.revision).max().unwrap_or(0) + 1;

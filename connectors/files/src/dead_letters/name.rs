@@ -126,7 +126,8 @@ mod tests {
 
     #[test]
     fn names_come_back() {
-        for (id, minute) in [("slot:00ff", "2026/11/21/08/52"), ("a.b/c _é", UNDATED), (&"x.=/".repeat(200), UNDATED)] {
+        for (id, minute) in [("slot:00ff", "2026/11/21/08/52"), ("a.b/c _é", UNDATED), (&"x.=/".repeat(200), UNDATED)]
+        {
             let name = LetterName {
                 folder: SEVERE,
                 minute: minute.to_owned(),

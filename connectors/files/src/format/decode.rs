@@ -104,9 +104,19 @@ pub(crate) fn parse(line: &[u8]) -> Result<Line<'_>, String> {
         Raw { schema: Some(schema), begin: None, end: None, op: None, .. } => Ok(Line::Schema(schema)),
         Raw { begin: Some(begin), schema: None, end: None, op: None, .. } => Ok(Line::Begin(begin)),
         Raw { end: Some(end), schema: None, begin: None, op: None, .. } => Ok(Line::End(end)),
-        Raw { op: Some(op), n: Some(number), schema: None, begin: None, end: None, t, image, old, new, prefix, content } => {
-            change(op, number, t, image.as_deref(), old, new, (prefix, content)).map(Line::Change)
-        }
+        Raw {
+            op: Some(op),
+            n: Some(number),
+            schema: None,
+            begin: None,
+            end: None,
+            t,
+            image,
+            old,
+            new,
+            prefix,
+            content,
+        } => change(op, number, t, image.as_deref(), old, new, (prefix, content)).map(Line::Change),
         Raw { op: Some(_), n: None, .. } => Err("a change without its number (n)".to_owned()),
         _ => Err("neither a schema, nor a begin, nor a change, nor an end".to_owned()),
     }

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_core::{
-    BatchBuilder, Next, Op, Piece, Position, Rank, Result, TableSchema, Timestamp, Transaction,
-};
+use anabranch_core::{BatchBuilder, Next, Op, Piece, Position, Rank, Result, TableSchema, Timestamp, Transaction};
 use bytes::Bytes;
 
 use super::file::OpenFile;
@@ -110,13 +108,8 @@ impl Transactions {
             Some(_) => self.end(&before, batch),
             None => {}
         }
-        let transaction = Transaction {
-            rank,
-            commit_time: begin.time,
-            origin: begin.origin,
-            tag: begin.tag,
-            total: begin.total,
-        };
+        let transaction =
+            Transaction { rank, commit_time: begin.time, origin: begin.origin, tag: begin.tag, total: begin.total };
         self.open = Some(Open { transaction, before, sequence: 0, in_batch: false, begun: false });
         Ok(())
     }
