@@ -125,13 +125,16 @@
 //!
 //! # Features
 //!
-//! `postgres`, `mysql` and `sqlite`, all by default: each adds the connectors to that database.
+//! `postgres`, `mysql` and `sqlite`, all by default: each adds the connectors to that database. `files`
+//! adds window files, checkpoints and dead letters on a file system, Google Cloud Storage or Amazon S3.
 //! Without any of them this is [the contract and the runtime](anabranch_core), with [`memory`] for tests.
 
 pub use anabranch_core::*;
 
 mod registry;
 
+#[cfg(feature = "files")]
+pub use anabranch_files::{WindowFiles, WindowSource};
 #[cfg(feature = "mysql")]
 pub use anabranch_mysql::MySql;
 #[cfg(feature = "postgres")]
@@ -141,6 +144,12 @@ pub use anabranch_sqlite::Sqlite;
 /// The attribute that implementations of the traits carry.
 pub use async_trait::async_trait;
 pub use registry::registry;
+
+/// Everything of window files, dead letters and checkpoints on a file system or object storage.
+#[cfg(feature = "files")]
+pub mod files {
+    pub use anabranch_files::*;
+}
 
 /// Everything of the MySQL and MariaDB connector.
 #[cfg(feature = "mysql")]

@@ -14,6 +14,7 @@ use toml::Table;
 /// | `postgres` | yes | yes | yes | `postgres` |
 /// | `mysql` (MariaDB too) | | yes | yes | `mysql` |
 /// | `sqlite` | | yes | yes | `sqlite` |
+/// | `files` (a folder, `gs://`, `s3://`) | yes | yes | yes | `files` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
@@ -48,6 +49,20 @@ pub fn registry() -> Registry {
     sink_and_stores::<anabranch_mysql::MySqlConfig, anabranch_mysql::MySql>(&mut registry, "mysql");
     #[cfg(feature = "sqlite")]
     sink_and_stores::<anabranch_sqlite::SqliteConfig, anabranch_sqlite::Sqlite>(&mut registry, "sqlite");
+    #[cfg(feature = "files")]
+    {
+        use anabranch_files::{FilesCheckpointer, FilesConfig, FilesDeadLetters, FilesSinkConfig, FilesSourceConfig};
+        source::<FilesSourceConfig, anabranch_files::WindowSource>(&mut registry, "files");
+        registry.sink("files", |table| {
+            Ok(Arc::new(connector::<FilesSinkConfig, anabranch_files::WindowFiles>("sink", table)?))
+        });
+        registry.checkpointer("files", |table| {
+            Ok(Arc::new(connector::<FilesConfig, FilesCheckpointer>("checkpoint", table)?))
+        });
+        registry.dead_letter_store("files", |table| {
+            Ok(Arc::new(connector::<FilesConfig, FilesDeadLetters>("dead_letters", table)?))
+        });
+    }
     registry
 }
 

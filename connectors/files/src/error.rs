@@ -10,27 +10,22 @@ use object_store::Error as StoreError;
 /// the configuration key that names the place.
 pub(crate) fn classify(key: &str, doing: &str, cause: StoreError) -> Error {
     let message = format!("cannot {doing}");
-    let config = |problem: String, hint: &'static str| Error::config(key, problem).hint(hint);
-    match cause {
-        StoreError::NotFound { .. } if is_bucket(&cause) => {
-            config(message, "the bucket does not exist: create it, or name another").because(cause)
-        }
+    let config = |hint: &'static str| Error::config(key, &message).hint(hint);
+    let error = match &cause {
+        StoreError::NotFound { .. } if is_bucket(&cause) => config("create the bucket, or name another"),
         StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. } => {
-            let hint = "grant reading, writing, listing and deleting there, or set other credentials";
-            config(message, hint).because(cause)
+            config("grant reading, writing, listing and deleting there, or set other credentials")
         }
-        StoreError::InvalidPath { .. } | StoreError::UnknownConfigurationKey { .. } => {
-            config(message, "correct the path").because(cause)
-        }
+        StoreError::InvalidPath { .. } | StoreError::UnknownConfigurationKey { .. } => config("correct the path"),
         StoreError::NotImplemented { .. } | StoreError::NotSupported { .. } => {
-            config(message, "the store must have conditional writes (If-None-Match, If-Match)").because(cause)
+            config("the store must have conditional writes (If-None-Match, If-Match)")
         }
-        cause if is_refused(&cause) => {
-            config(message, "make the folder readable and writable for this user").because(cause)
-        }
+        cause if is_refused(cause) => config("make the folder readable and writable for this user"),
         // A full disk, a network that went away, a server that is busy: it may come back.
-        cause => Error::transient(message).because(cause),
-    }
+        _ => Error::transient(message),
+    };
+    // As text: it repeats the messages of its own causes.
+    error.because(cause.to_string())
 }
 
 /// As [`classify`], for a call of the local file system.
