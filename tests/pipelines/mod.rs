@@ -10,6 +10,7 @@ mod faults;
 mod runner;
 mod source;
 mod targets;
+mod two_jobs;
 mod types;
 mod watcher;
 mod writers;
