@@ -30,7 +30,7 @@ pub(crate) struct Ledger {
     #[serde(default)]
     pub(crate) identity: SourceIdentity,
     pub(crate) ranks: Ranks,
-    /// The last window's length, in microseconds.
+    /// The length of a window, in microseconds.
     pub(crate) window_micros: i64,
     /// Every change that was committed at the source at or before this is in the files.
     #[serde(default)]
@@ -41,7 +41,8 @@ pub(crate) struct Ledger {
     /// How far each partition of the source is, with every unit of the pipeline that was written whole.
     #[serde(default)]
     pub(crate) progress: BTreeMap<PartitionId, Progress>,
-    /// The last change of each partition that is in a file, also of a unit that was not written whole.
+    /// The last change of each partition that is in a file, where that is behind its progress: of a unit
+    /// that was not written whole.
     #[serde(default)]
     pub(crate) written: BTreeMap<PartitionId, Rank>,
     #[serde(default)]
@@ -79,7 +80,7 @@ pub(crate) struct ShardEntry {
     /// The start of its last window, in microseconds since 1970, and the parts that that has.
     pub(crate) window: i64,
     pub(crate) parts: u32,
-    /// The last transaction's rank among those of the shard, the last change's number in it, and its window's time.
+    /// The last transaction's rank among those of the shard, and the last change's number in it.
     #[serde(with = "crate::format::hex")]
     pub(crate) rank: Bytes,
     pub(crate) sequence: u64,
@@ -130,6 +131,18 @@ impl Ledger {
         }
         let ledger: Self = serde_json::from_value(value).map_err(|e| damaged(&shown, e))?;
         Ok(Some((ledger, tag)))
+    }
+
+    /// The last change of each partition that need not be written again.
+    pub(crate) fn reached(&self) -> BTreeMap<PartitionId, Rank> {
+        let mut reached = self.written.clone();
+        for (id, progress) in &self.progress {
+            let rank = reached.entry(id.clone()).or_default();
+            if *rank < progress.position.rank {
+                rank.clone_from(&progress.position.rank);
+            }
+        }
+        reached
     }
 
     /// Stores it over `tag`; `None` if somebody else has stored meanwhile.

@@ -159,19 +159,22 @@ impl WindowSource {
     /// The ledger, not older than `since`; `None` while nobody has begun the run.
     pub(crate) async fn ledger(&self, store: &Store, since: Instant) -> Result<Option<Arc<Ledger>>> {
         let mut seen = self.shared.seen.lock().await;
-        if let Some((at, ledger)) = seen.as_ref().filter(|(at, _)| *at >= since) {
-            let _ = at;
+        if let Some((_, ledger)) = seen.as_ref().filter(|(at, _)| *at >= since) {
             return Ok(Some(Arc::clone(ledger)));
         }
         let now = Instant::now();
         let Some((ledger, _)) = Ledger::load(store, &self.settings.run).await? else { return Ok(None) };
-        if seen.as_ref().is_some_and(|(_, before)| before.version > ledger.version) {
+        if seen.as_ref().is_some_and(|(_, before)| before.id != ledger.id || before.version > ledger.version) {
             return Err(Error::fatal(format!("the run {} was begun anew while it was read", self.settings.run))
                 .hint("read a run under a name of its own; if a backup was restored, make the copy anew"));
         }
         let ledger = Arc::new(ledger);
         *seen = Some((now, Arc::clone(&ledger)));
         Ok(Some(ledger))
+    }
+
+    pub(crate) fn reads_all(&self) -> bool {
+        self.settings.shards == Shards::All
     }
 
     /// Whether a partition for this shard is to come from the one that waits for new ones.

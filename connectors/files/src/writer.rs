@@ -38,7 +38,7 @@ const RETRIED: &str = "dead-letters";
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     epoch: u64,
-    /// What an earlier writer had written of a unit that it did not finish.
+    /// What an earlier writer had written, also of a unit that it did not finish.
     replayed: BTreeMap<PartitionId, Rank>,
     pending: Pending,
     /// Each shard as it is with what is pending; of the ledger where it has no entry here.
@@ -77,9 +77,7 @@ impl Writer {
         let (replayed, shards) = {
             let taken = shared.taken().await;
             match taken.as_ref() {
-                Some(taken) if taken.ledger.epoch == epoch => {
-                    (taken.ledger.written.clone(), taken.ledger.shards.clone())
-                }
+                Some(taken) if taken.ledger.epoch == epoch => (taken.ledger.reached(), taken.ledger.shards.clone()),
                 _ => return Err(Error::fenced(format!("epoch {epoch} does not own the run any more"))),
             }
         };
@@ -246,6 +244,9 @@ impl Writer {
                 ledger.progress.extend(pending.progress);
                 ledger.counters += pending.counters;
                 ledger.open = pending.last.or(ledger.open.take()).filter(|open| !ended && !has_ended(ledger, open));
+                // Of a unit that is whole its progress says as much.
+                let Ledger { written, progress, .. } = ledger;
+                written.retain(|id, rank| progress.get(id).is_none_or(|p| p.position.rank < *rank));
             })
             .await?;
         // The ledger has gone on to another window: what it had of the one before is complete.
@@ -262,7 +263,8 @@ impl Writer {
 /// only a later one tells, or the safe time.
 fn has_ended(ledger: &Ledger, open: &OpenTransaction) -> bool {
     let past = |p: &Progress| p.position.rank >= Rank::of_end(&open.source_rank);
-    ledger.written.len() <= 1 && ledger.progress.get(&open.partition).is_some_and(past)
+    let alone = ledger.progress.keys().chain(ledger.written.keys()).all(|id| *id == open.partition);
+    alone && ledger.progress.get(&open.partition).is_some_and(past)
 }
 
 /// Writes the files: whole and durable on return, and not there for any reader yet.

@@ -21,6 +21,8 @@ pub(super) struct Transactions {
     schemas: Vec<Arc<TableSchema>>,
     /// The batch that is built ends a transaction.
     news: bool,
+    /// Whether a transaction tells how many changes it has.
+    totals: bool,
 }
 
 /// The transaction that the last line belongs to.
@@ -37,9 +39,9 @@ struct Open {
 }
 
 impl Transactions {
-    pub(super) fn new(from: Option<&Position>, token: Token) -> Self {
+    pub(super) fn new(from: Option<&Position>, token: Token, totals: bool) -> Self {
         let at = from.cloned().unwrap_or_else(|| Position::new(Rank::default(), token.to_bytes()));
-        Self { at, open: None, schemas: Vec::new(), news: false }
+        Self { at, open: None, schemas: Vec::new(), news: false, totals }
     }
 
     /// Takes lines that were fetched, until the batch is full.

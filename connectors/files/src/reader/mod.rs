@@ -72,6 +72,8 @@ impl ShardReader {
         let token = from.map(Token::of).transpose()?.unwrap_or_default();
         let folder = names::folder(&source.settings.run, partition.as_str());
         let now = Instant::now();
+        // Part of a transaction has not as many changes as the whole.
+        let totals = source.reads_all();
         let (last, names, skip) = match &token.line {
             _ if token.name.is_empty() => (None, VecDeque::new(), 0),
             None => (Some((token.number, token.name.clone())), VecDeque::new(), 0),
@@ -90,7 +92,7 @@ impl ShardReader {
             file: None,
             last,
             skip,
-            transactions: Transactions::new(from, token),
+            transactions: Transactions::new(from, token, totals),
             safe_time: None,
             given: now,
             look: now,
@@ -218,7 +220,8 @@ impl ChangeReader for ShardReader {
 
     async fn acknowledge(&mut self, through: Option<&Position>) -> Result<()> {
         let Some(token) = through.map(Token::of).transpose()?.filter(|t| !t.name.is_empty()) else { return Ok(()) };
-        if self.source.settings.processed == Processed::Keep || self.acknowledged.as_ref() == Some(&token) {
+        let same_file = |a: &Token| a.number == token.number && a.line.is_none() == token.line.is_none();
+        if self.source.settings.processed == Processed::Keep || self.acknowledged.as_ref().is_some_and(same_file) {
             return Ok(());
         }
         loop {
