@@ -91,7 +91,8 @@ async fn run(name: &str, target: Option<Arc<dyn Target>>) -> Tested {
 async fn until_slot(server: &PgServer) -> Tested {
     let client = source::connect(&server.url(DB), "set-up").await?;
     let deadline = Instant::now() + PATIENCE;
-    let sql = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'workload' AND confirmed_flush_lsn IS NOT NULL";
+    let sql =
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'workload' AND confirmed_flush_lsn IS NOT NULL";
     while client.query_one(sql, &[]).await?.get::<_, i64>(0) == 0 {
         if Instant::now() > deadline {
             return Err("the first job does not create its slot".into());

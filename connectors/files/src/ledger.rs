@@ -165,6 +165,11 @@ impl Tables {
         }
     }
 
+    /// Whether they were ever stored.
+    pub(crate) fn are_stored(&self) -> bool {
+        self.anabranch_tables > 0
+    }
+
     /// Takes these in, each over an earlier form of itself; true if that changed anything.
     pub(crate) fn merge<'a>(&mut self, tables: impl IntoIterator<Item = &'a TableSchema>) -> bool {
         let mut changed = false;

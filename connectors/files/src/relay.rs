@@ -14,7 +14,7 @@ impl Relay for WindowFiles {
     async fn tables(&self, epoch: u64, tables: &[TableSchema]) -> Result<()> {
         let mut taken = self.shared.taken().await;
         let taken = mine(taken.as_mut(), epoch)?;
-        if taken.tables.merge(tables) {
+        if taken.tables.merge(tables) | !taken.tables.are_stored() {
             taken.tables.save(&taken.store, &taken.ledger.run).await?;
         }
         Ok(())

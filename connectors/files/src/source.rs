@@ -228,6 +228,11 @@ impl WindowSource {
                 ));
             }
         }
+        // Without its tables a target that lacks them would be taken for one that needs none.
+        if ledger.is_none() || !Tables::load(&self.store()?, run).await?.are_stored() {
+            return Err(Error::transient(format!("nobody has begun to write the run {run} yet"))
+                .hint("start the pipeline that writes it; this one waits"));
+        }
         Ok(identity)
     }
 }

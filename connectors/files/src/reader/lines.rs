@@ -110,8 +110,13 @@ impl Transactions {
             Some(_) => self.end(&before, batch),
             None => {}
         }
-        let transaction =
-            Transaction { rank, commit_time: begin.time, origin: begin.origin, tag: begin.tag, total: begin.total };
+        let transaction = Transaction {
+            rank,
+            commit_time: begin.time,
+            origin: begin.origin,
+            tag: begin.tag,
+            total: begin.total.filter(|_| self.totals),
+        };
         self.open = Some(Open { transaction, before, sequence: 0, in_batch: false, begun: false });
         Ok(())
     }

@@ -127,6 +127,21 @@ async fn another_run_of_the_same_name_is_noticed() {
     }
 }
 
+#[tokio::test]
+async fn a_run_that_nobody_has_begun_is_waited_for() {
+    let folder = Folder::new();
+    for _ in 0..2 {
+        let error = folder.source().prepare(None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Transient, "{}", error.report());
+        assert!(error.to_string().contains("the run r"), "{error}");
+        // Taken over, but its tables are not told yet.
+        Run::begin(&folder.files, 1).await;
+    }
+    let run = Run::begin(&folder.files, 2).await;
+    anabranch_core::Relay::tables(&run.files, 2, &[]).await.unwrap();
+    folder.source().prepare(None).await.unwrap();
+}
+
 #[test]
 fn settings_name_their_key() {
     let sink = |path: &str, more: &str| -> String {

@@ -97,6 +97,7 @@ pub(crate) fn unit(transactions: &[Tx]) -> Unit {
             rank: prefix(t.number).into(),
             commit_time: t.time,
             tag: Some(format!("tag {}", t.number).into()),
+            total: Some(t.rows.len() as u64),
             ..Transaction::default()
         };
         batch.begin(transaction, 1);

@@ -28,7 +28,7 @@ async fn a_file_for_each_window_and_shard() {
         lines,
         [
             r#"{"anabranch_window":1,"run":"r","shard":"us","start":"2023-11-14T22:13:20.000000Z","end":"2023-11-14T22:13:30.000000Z","part":0,"number":1,"previous":null,"pipeline":"orders","epoch":1}"#,
-            r#"{"begin":{"rank":"0000000000000001","time":"2023-11-14T22:13:21.000000Z","tag":"tag 1"}}"#,
+            r#"{"begin":{"rank":"0000000000000001","time":"2023-11-14T22:13:21.000000Z","tag":"tag 1","total":2}}"#,
             r#"{"schema":{"id":0,"table":{"name":{"schema":"public","name":"orders"},"columns":[{"name":"id","data_type":"int64","native":"int64","nullable":true,"generated":false},{"name":"body","data_type":{"text":{"max_chars":null}},"native":"text","nullable":true,"generated":false},{"name":"extra","data_type":"bytes","native":"bytes","nullable":true,"generated":false}],"key":[0]}}}"#,
             r#"{"op":"insert","t":0,"n":2,"new":[2,"row \"2\"\n",{"bytes":"00ff"}]}"#,
             r#"{"end":{"records":1,"lines":5}}"#,
@@ -44,6 +44,11 @@ async fn a_file_for_each_window_and_shard() {
     let (us, _) = read(&mut *open(&source, "us", None).await, 1).await;
     assert_eq!(us[0].rank, Rank::of_change(&prefix(1), 2), "the number that it had at the source");
     assert_eq!(source.known_shards().await.unwrap(), ["eu", "us"]);
+    // Of one shard alone nobody can wait for the whole transaction.
+    for (source, total) in [(source.clone(), Some(2)), (source.shards(["us"]), None)] {
+        let batch = next_batch(&mut *open(&source, "us", None).await).await;
+        assert_eq!(batch.pieces()[0].transaction.total, total);
+    }
 }
 
 #[tokio::test]
