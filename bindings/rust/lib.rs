@@ -126,6 +126,8 @@
 //! # Features
 //!
 //! `postgres`, `mysql` and `sqlite`, all by default, and `dynamodb`: each adds the connectors to that database.
+//! `files` adds window files, checkpoints and dead letters on a file system, Google Cloud Storage or Amazon S3.
+//! `reverse` adds shards behind one sink, and what reverse replication needs of the Spanner migration tool.
 //! Without any of them this is [the contract and the runtime](anabranch_core), with [`memory`] for tests.
 
 pub use anabranch_core::*;
@@ -134,6 +136,8 @@ mod registry;
 
 #[cfg(feature = "dynamodb")]
 pub use anabranch_dynamodb::{DynamoDb, DynamoDbSink};
+#[cfg(feature = "files")]
+pub use anabranch_files::{WindowFiles, WindowSource};
 #[cfg(feature = "mysql")]
 pub use anabranch_mysql::MySql;
 #[cfg(feature = "postgres")]
@@ -148,6 +152,12 @@ pub use registry::registry;
 #[cfg(feature = "dynamodb")]
 pub mod dynamodb {
     pub use anabranch_dynamodb::*;
+}
+
+/// Everything of window files, dead letters and checkpoints on a file system or object storage.
+#[cfg(feature = "files")]
+pub mod files {
+    pub use anabranch_files::*;
 }
 
 /// Everything of the MySQL and MariaDB connector.

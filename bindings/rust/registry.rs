@@ -16,6 +16,7 @@ use toml::Table;
 /// | `sqlite` | | yes | yes | `sqlite` |
 /// | `dynamodb` | yes | yes | yes | `dynamodb` |
 /// | `sharded`: several of `mysql` or `postgres` | | yes | | `reverse` |
+/// | `files` (a folder, `gs://`, `s3://`) | yes | yes | yes | `files` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// With the feature `reverse` there are the transforms `session`, `forward_migration` and `values` too.
@@ -75,6 +76,20 @@ pub fn registry() -> Registry {
         registry.transform("session", |table| keys::<MappingConfig>("transform", table)?.build());
         registry.transform("values", |table| Ok(Box::new(keys::<anabranch_reverse::ValuePolicy>("transform", table)?)));
         registry.transform("forward_migration", |table| keys::<ForwardMigrationConfig>("transform", table)?.build());
+    }
+    #[cfg(feature = "files")]
+    {
+        use anabranch_files::{FilesCheckpointer, FilesConfig, FilesDeadLetters, FilesSinkConfig, FilesSourceConfig};
+        source::<FilesSourceConfig, anabranch_files::WindowSource>(&mut registry, "files");
+        registry.sink("files", |table| {
+            Ok(Arc::new(connector::<FilesSinkConfig, anabranch_files::WindowFiles>("sink", table)?))
+        });
+        registry.checkpointer("files", |table| {
+            Ok(Arc::new(connector::<FilesConfig, FilesCheckpointer>("checkpoint", table)?))
+        });
+        registry.dead_letter_store("files", |table| {
+            Ok(Arc::new(connector::<FilesConfig, FilesDeadLetters>("dead_letters", table)?))
+        });
     }
     registry
 }

@@ -74,8 +74,8 @@ pub use pipeline::{
 pub use secret::{Exposed, Secret};
 pub use sharded::Sharded;
 pub use sink::{
-    Claim, Durability, Lane, LaneProgress, LanePurpose, ProgressStore, RejectedChange, Sink, SinkInfo, SinkWriter,
-    Written,
+    Claim, Durability, Lane, LaneProgress, LanePurpose, ProgressStore, RejectedChange, Relay, Sink, SinkInfo,
+    SinkWriter, Written,
 };
 pub use source::{
     ChangeReader, Chunk, HEARTBEAT, Marker, Next, Retention, RetentionLeft, Snapshot, Snapshotter, Source, SourceInfo,

@@ -11,7 +11,7 @@ use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
-use crate::model::{Counters, PartitionId, Progress, SourceIdentity, Unit};
+use crate::model::{Counters, PartitionId, Progress, SourceIdentity, TableSchema, Timestamp, Unit};
 use crate::sharded::Sharded;
 use crate::verifier::Verifier;
 
@@ -52,6 +52,11 @@ pub trait Sink: Debug + Send + Sync + 'static {
 
     /// The shards behind it, if it is several databases: each has lanes of its own.
     fn sharded(&self) -> Option<&Sharded> {
+        None
+    }
+
+    /// Hears what another pipeline has to know that reads the target, if it hands that on.
+    fn relay(&self) -> Option<&dyn Relay> {
         None
     }
 }
@@ -172,6 +177,25 @@ pub trait ProgressStore: Send + Sync {
 
     /// What each lane has committed, without taking over: for `status`. Empty if nothing is stored.
     async fn read(&self, pipeline: &str) -> Result<Vec<LaneProgress>>;
+}
+
+/// A sink from which another pipeline reads: files, a queue. It is told what no unit tells.
+///
+/// The calls of one run do not overlap each other, but writing.
+#[async_trait]
+pub trait Relay: Send + Sync {
+    /// The tables, as the units of this run will have them. Called at every start, before the first unit.
+    ///
+    /// # Errors
+    /// [`Fenced`](crate::ErrorKind::Fenced) if the epoch does not own the pipeline any more.
+    async fn tables(&self, epoch: u64, tables: &[TableSchema]) -> Result<()>;
+
+    /// Everything that the source committed at or before `time` is durable, here or in the dead-letter
+    /// store. Called when that moves, also on an idle source, after the checkpoint that has it was saved.
+    ///
+    /// # Errors
+    /// [`Fenced`](crate::ErrorKind::Fenced) if the epoch does not own the pipeline any more.
+    async fn safe_time(&self, epoch: u64, time: Timestamp) -> Result<()>;
 }
 
 /// A claim to a pipeline.

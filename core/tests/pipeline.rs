@@ -132,3 +132,22 @@ async fn what_waits_beyond_the_budget_is_spilled_to_disk() {
     assert_eq!(sink.rows(&accounts().name).len(), 100_000);
     running.stop().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn safe_time_moves_on_an_idle_source_after_a_restart() {
+    let source = MemorySource::new("shop").table(accounts()).heartbeat(Duration::from_millis(100));
+    let sink = MemorySink::new();
+    insert(&source, 0..3);
+    let mut running = start(pipeline(&source, &sink)).await;
+    drained(&mut running).await;
+    running.stop().await.unwrap();
+
+    let running = start(pipeline(&source, &sink)).await;
+    let restarted = anabranch_core::Timestamp::now();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    while running.status().safe_time < Some(restarted) {
+        assert!(tokio::time::Instant::now() < deadline, "the safe time stands still: {:?}", running.status());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    running.stop().await.unwrap();
+}

@@ -11,6 +11,7 @@ mod faults;
 mod runner;
 mod source;
 mod targets;
+mod two_jobs;
 mod types;
 mod verify;
 mod watcher;

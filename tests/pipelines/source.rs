@@ -16,14 +16,26 @@ pub(super) const DB: &str = "shop";
 
 /// A source that forces its commits to disk, with the workload's tables, loaded. `None`: skipped.
 pub(super) async fn start(version: PgVersion, seed: u64, options: Options) -> Tested<Option<Arc<PgServer>>> {
+    let Some(server) = start_empty(version).await? else { return Ok(None) };
+    load(&server, seed, options).await?;
+    Ok(Some(server))
+}
+
+/// As [`start`], with empty tables: [`load`] fills them.
+pub(super) async fn start_empty(version: PgVersion) -> Tested<Option<Arc<PgServer>>> {
     let Some(server) = PgOptions::new(version).fsync(true).start()? else { return Ok(None) };
     server.create_db(DB)?;
     let client = connect(&server.url(DB), "set-up").await?;
     for script in source_ddl() {
         client.batch_execute(&script).await?;
     }
-    client.batch_execute(&Workload::load(seed, options).sql).await?;
     Ok(Some(Arc::new(server)))
+}
+
+/// The rows that the workload begins with.
+pub(super) async fn load(server: &PgServer, seed: u64, options: Options) -> Tested {
+    let client = connect(&server.url(DB), "set-up").await?;
+    Ok(client.batch_execute(&Workload::load(seed, options).sql).await?)
 }
 
 /// Connects under an application name, so that faults can tell whose session it is.

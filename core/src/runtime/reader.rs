@@ -109,15 +109,15 @@ impl ReaderTask {
     /// The batch without what lies at or before the place where the reading resumed.
     fn not_given_before(&mut self, batch: ChangeBatch) -> Result<Option<ChangeBatch>> {
         let Some(from) = &self.from else { return Ok(Some(batch)) };
-        // A heartbeat at that very place: nothing came since, and safe time moves.
-        if batch.is_empty() && batch.end().rank == *from {
-            return Ok(Some(batch));
-        }
-        if batch.end().rank <= *from {
+        if batch.end().rank < *from {
             return Ok(None);
         }
         let rest = after(&batch, from)?;
-        self.from = None;
+        // A source that is idle where it resumed says so, for its safe time moves. What lies before may
+        // still be given again after that.
+        if batch.end().rank > *from {
+            self.from = None;
+        }
         Ok(Some(rest))
     }
 

@@ -1,6 +1,7 @@
 //! Saves the checkpoint beside the stream, so that a slow checkpointer does not hold it up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -9,37 +10,54 @@ use tokio::time::Instant;
 
 use super::keeper::Keeper;
 use crate::error::{Error, Result};
-use crate::model::{Counters, PartitionId, PartitionProgress};
+use crate::model::{Counters, PartitionId, PartitionProgress, Timestamp};
+use crate::sink::Sink;
 
 type Partitions = BTreeMap<PartitionId, PartitionProgress>;
-/// Of all, and of each shard.
-type Counted = (Counters, BTreeMap<String, Counters>);
 
 /// How long a run may be silent: it saves at least this often, moved or not, so that `status` of
 /// another process can tell a quiet pipeline from one whose process is gone.
 pub(crate) const BEAT: Duration = Duration::from_secs(10);
 
-/// What to save, and whether the run ends with it.
-type Wanted = (Partitions, Counted, bool);
+/// What to save.
+pub(crate) struct Wanted {
+    pub(crate) partitions: Partitions,
+    /// What was applied, to all shards and to each.
+    pub(crate) counters: Counters,
+    pub(crate) shards: BTreeMap<String, Counters>,
+    /// The time up to which everything is durable.
+    pub(crate) safe_time: Option<Timestamp>,
+    /// Whether the run ends with it.
+    pub(crate) ended: bool,
+}
 
 /// The task that owns the checkpoint.
 pub(crate) struct SaveTask {
     pub(crate) keeper: Keeper,
+    /// Told the safe time, if it hands that on.
+    pub(crate) sink: Arc<dyn Sink>,
 }
 
 impl SaveTask {
     async fn run(mut self, mut wanted: mpsc::Receiver<Wanted>, saved: mpsc::Sender<Result<Partitions>>) {
-        while let Some((partitions, (counters, shards), ended)) = wanted.recv().await {
-            self.keeper.checkpoint.partitions = partitions;
-            self.keeper.checkpoint.counters = counters;
-            self.keeper.checkpoint.shards = shards;
-            self.keeper.checkpoint.ended = ended;
-            let result = self.keeper.save().await.map(|()| self.keeper.checkpoint.partitions.clone());
+        while let Some(wanted) = wanted.recv().await {
+            let result = self.save(wanted).await;
             let failed = result.is_err();
             if saved.send(result).await.is_err() || failed {
                 break;
             }
         }
+    }
+
+    async fn save(&mut self, wanted: Wanted) -> Result<Partitions> {
+        let checkpoint = &mut self.keeper.checkpoint;
+        (checkpoint.partitions, checkpoint.counters) = (wanted.partitions, wanted.counters);
+        (checkpoint.shards, checkpoint.ended) = (wanted.shards, wanted.ended);
+        self.keeper.save().await?;
+        if let (Some(relay), Some(time)) = (self.sink.relay(), wanted.safe_time) {
+            relay.safe_time(self.keeper.checkpoint.epoch, time).await?;
+        }
+        Ok(self.keeper.checkpoint.partitions.clone())
     }
 }
 
@@ -66,9 +84,10 @@ impl Saver {
     }
 
     /// How often a moved checkpoint is saved: a replay after a crash begins there, unless the target
-    /// stores the progress itself; then it is only for idle progress and for `status`.
-    pub(crate) fn period(&self, stored_in_target: bool) -> Duration {
-        if stored_in_target { Duration::from_secs(1) } else { Duration::from_millis(500) }
+    /// stores the progress itself; then it is only for idle progress and for `status`. A sink that
+    /// hands the safe time on has readers who wait for it.
+    pub(crate) fn period(&self, stored_in_target: bool, relays: bool) -> Duration {
+        if stored_in_target && !relays { Duration::from_secs(1) } else { Duration::from_millis(500) }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -76,13 +95,9 @@ impl Saver {
     }
 
     /// Begins to save. Only while [`Saver::is_idle`].
-    pub(crate) fn save(&mut self, partitions: Partitions, counters: Counted) {
-        self.put(partitions, counters, false);
-    }
-
-    fn put(&mut self, partitions: Partitions, counters: Counted, ended: bool) {
+    pub(crate) fn save(&mut self, wanted: Wanted) {
         self.last = Instant::now();
-        self.under_way = self.wanted.try_send((partitions, counters, ended)).is_ok();
+        self.under_way = self.wanted.try_send(wanted).is_ok();
     }
 
     /// Whether nothing has been saved for so long that a sign of life is due.
@@ -101,11 +116,11 @@ impl Saver {
     }
 
     /// The last save of a run.
-    pub(crate) async fn finish(&mut self, partitions: Partitions, counters: Counted) -> Result<Partitions> {
+    pub(crate) async fn finish(&mut self, wanted: Wanted) -> Result<Partitions> {
         if self.under_way {
             self.saved().await?;
         }
-        self.put(partitions, counters, true);
+        self.save(Wanted { ended: true, ..wanted });
         self.saved().await
     }
 }

@@ -91,6 +91,9 @@ impl Session {
         keeper.checkpoint.routing = routing;
         keeper.save().await?;
         preflight.create_missing(spec.sink.as_ref()).await?;
+        if let Some(relay) = spec.sink.relay() {
+            relay.tables(keeper.checkpoint.epoch, &targets).await?;
+        }
 
         let tallies = tallies(&stored, lanes);
         let mut session = Self {

@@ -13,14 +13,14 @@ use super::batches::{Batches, Budget};
 use super::lane::{Applied, LaneTask, Work};
 use super::lineage::Lineage;
 use super::reader::{ReaderTask, Reading};
-use super::saver::{SaveTask, Saver};
+use super::saver::{SaveTask, Saver, Wanted};
 use super::session::Session;
 use super::shards::{blame, lane_name};
 use super::snapshot::copies;
 use super::tally::Tally;
 use crate::control::drain::Durable;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, Counters, Position, Progress, TableName, Unit, UnitId};
+use crate::model::{BatchId, ChangeBatch, Counters, Position, Progress, TableName, Timestamp, Unit, UnitId};
 use crate::orderer::Orderer;
 use crate::pipeline::{Known, Phase, Role, Shared, Spec, Watermark};
 use crate::sink::LanePurpose;
@@ -81,6 +81,8 @@ struct Coordinator {
     stores_progress_in_one_lane: bool,
     /// For each group of lanes.
     retrying: Vec<Retrying>,
+    /// The sink hands the safe time on.
+    relays: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +162,8 @@ impl Coordinator {
         let mut checkpoint = session.keeper.checkpoint.clone();
         let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
         let transforms = session.transforms.clone();
-        let stores = spec.sink.progress().is_some();
+        let (stores, relays) = (spec.sink.progress().is_some(), spec.sink.relay().is_some());
+        let sink = Arc::clone(&spec.sink);
         let mut this = Self {
             shared: Arc::clone(shared),
             lane_counters: session.lane_counters,
@@ -181,6 +184,7 @@ impl Coordinator {
             orderer,
             batches: Batches::new(budget.clone()),
             stores_progress_in_one_lane: stores && spec.lanes() == 1 && spec.sink.sharded().is_none(),
+            relays,
             lanes,
             lane_tasks,
             applied,
@@ -189,7 +193,7 @@ impl Coordinator {
             readers: JoinSet::new(),
             readings,
             lineage,
-            saver: Saver::start(SaveTask { keeper: session.keeper }),
+            saver: Saver::start(SaveTask { keeper: session.keeper, sink }),
         };
         for (partition, progress) in this.lineage.unfinished() {
             this.orderer.opened(&partition, progress.as_ref());
@@ -202,7 +206,7 @@ impl Coordinator {
 
     /// The loop. Every arm does one thing and goes round.
     async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
-        let mut save = interval(self.saver.period(self.stores_progress_in_one_lane));
+        let mut save = interval(self.saver.period(self.stores_progress_in_one_lane, self.relays));
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = interval(RETRY_LETTERS);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -501,8 +505,8 @@ impl Coordinator {
     fn save_if_moved(&mut self) {
         self.lineage.advance(self.orderer.low_watermark());
         if (self.lineage.moved() || self.saver.is_silent()) && self.saver.is_idle() {
-            let counters = (self.counters(), self.shard_counters());
-            self.saver.save(self.lineage.snapshot(), counters);
+            let wanted = self.wanted();
+            self.saver.save(wanted);
         }
     }
 
@@ -512,10 +516,7 @@ impl Coordinator {
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();
         let open = self.lineage.unfinished();
-        let counters = self.counters();
-        let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
-        let whole = open.iter().filter_map(|(_, p)| p.as_ref()).all(|p| visible(&p.position));
-        let safe_time = self.lineage.safe_time().filter(|_| whole);
+        let (counters, safe_time) = (self.counters(), self.safe_time());
         let now = Watermark {
             safe_times: open.iter().filter_map(|(p, at)| Some((p.id.clone(), at.as_ref()?.safe_time?))).collect(),
             durable: Durable {
@@ -541,6 +542,21 @@ impl Coordinator {
         }
     }
 
+    /// Everything committed at or before this is durable; `None` while no time can be said: the stream
+    /// has not passed the point of every copy.
+    fn safe_time(&self) -> Option<Timestamp> {
+        let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
+        let whole = self.lineage.unfinished().iter().filter_map(|(_, p)| p.as_ref()).all(|p| visible(&p.position));
+        self.lineage.safe_time().filter(|_| whole)
+    }
+
+    /// What a save would store now.
+    fn wanted(&mut self) -> Wanted {
+        let (counters, shards) = (self.counters(), self.shard_counters());
+        let safe_time = self.safe_time();
+        Wanted { partitions: self.lineage.snapshot(), counters, shards, safe_time, ended: false }
+    }
+
     /// Ends every task: lanes finish the write they are in, readers say goodbye, the checkpoint is
     /// saved if the run ended well. What is not done by the deadline is dropped.
     async fn end(mut self, well: bool) -> Result<()> {
@@ -554,8 +570,8 @@ impl Coordinator {
             if well && result.is_ok() {
                 self.publish();
                 self.lineage.advance(self.orderer.low_watermark());
-                let counters = (self.counters(), self.shard_counters());
-                let saved = self.saver.finish(self.lineage.snapshot(), counters).await?;
+                let wanted = self.wanted();
+                let saved = self.saver.finish(wanted).await?;
                 self.lineage.saved(&saved);
             }
             self.reader_seed.stop.cancel();

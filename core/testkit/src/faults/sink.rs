@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Result, Sharded, Sink, SinkInfo,
-    SinkWriter, TargetSchema, Unit, Written,
+    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Relay, Result, Sharded, Sink, SinkInfo,
+    SinkWriter, TargetSchema, Unit, Verifier, Written,
 };
 use async_trait::async_trait;
 
@@ -67,8 +67,16 @@ impl Sink for FaultySink {
         self.inner.target()
     }
 
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        self.inner.verifier()
+    }
+
     fn sharded(&self) -> Option<&Sharded> {
         self.inner.sharded()
+    }
+
+    fn relay(&self) -> Option<&dyn Relay> {
+        self.inner.relay()
     }
 }
 

@@ -1,0 +1,11 @@
+//! Window files, dead letters and checkpoints on a file system and on object storage.
+
+mod bad_input;
+mod conformance;
+mod crash;
+mod letters;
+mod object_storage;
+mod shards;
+mod support;
+mod two_jobs;
+mod windows;
