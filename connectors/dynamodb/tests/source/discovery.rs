@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::support::{Bench, put};
+use super::support::{Bench, orders, put};
 
 /// Splits shards until there are `count`.
 fn grow(bench: &Bench, count: usize) {
@@ -23,7 +23,9 @@ async fn six_hundred_and_eighty_four_shards_are_listed_in_pages() {
     grow(&bench, 684);
     (0..300).for_each(|id| put(&bench.fake, id, 1));
     bench.fake.fail("DescribeStream", "LimitExceededException", 2);
-    let running = bench.start().await;
+    // Hundreds of shards every few milliseconds would be a test of the client.
+    let source = orders(&bench.fake).poll(Duration::from_millis(100), Duration::from_secs(5));
+    let running = bench.pipeline("test", source).start().await.expect("start");
     bench.rows.equal(&bench.fake, "orders").await;
     assert!(bench.fake.calls("DescribeStream") >= 7 + 2, "pages");
     running.stop().await.expect("stop");

@@ -84,6 +84,7 @@ async fn a_missing_right_is_named() {
         ("GetShardIterator", "dynamodb:GetShardIterator"),
         ("GetRecords", "dynamodb:GetRecords"),
     ] {
+        eprintln!("without {action}");
         bench.fake.fail(operation, "AccessDeniedException", 1);
         let error = bench.failure().await;
         assert_eq!(error.kind(), ErrorKind::Config, "{operation}: {error}");
