@@ -81,7 +81,7 @@ async fn only_what_is_durable_without_a_hole_is_progress() {
     // One item fails until the run gives up, others around it are written.
     bench.rows.fail("3", 1000);
     let running = bench.start().await;
-    bench.rows.until(|| bench.rows.of("orders").len() > 50, || "other items are written").await;
+    bench.rows.until(|| bench.rows.of("orders").len() > 3, || "other items are written").await;
     drop(running);
     let stored = bench.checkpoints.load("test").await.expect("load").expect("a checkpoint").1;
     let shard = bench.fake.open_shards("orders").remove(0);
