@@ -125,13 +125,15 @@
 //!
 //! # Features
 //!
-//! `postgres`, `mysql` and `sqlite`, all by default: each adds the connectors to that database.
+//! `postgres`, `mysql` and `sqlite`, all by default, and `dynamodb`: each adds the connectors to that database.
 //! Without any of them this is [the contract and the runtime](anabranch_core), with [`memory`] for tests.
 
 pub use anabranch_core::*;
 
 mod registry;
 
+#[cfg(feature = "dynamodb")]
+pub use anabranch_dynamodb::{DynamoDb, DynamoDbSink};
 #[cfg(feature = "mysql")]
 pub use anabranch_mysql::MySql;
 #[cfg(feature = "postgres")]
@@ -141,6 +143,12 @@ pub use anabranch_sqlite::Sqlite;
 /// The attribute that implementations of the traits carry.
 pub use async_trait::async_trait;
 pub use registry::registry;
+
+/// Everything of the DynamoDB connectors.
+#[cfg(feature = "dynamodb")]
+pub mod dynamodb {
+    pub use anabranch_dynamodb::*;
+}
 
 /// Everything of the MySQL and MariaDB connector.
 #[cfg(feature = "mysql")]

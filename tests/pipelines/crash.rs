@@ -13,7 +13,7 @@ use anabranch_testkit::history::{Consistency, Options};
 use super::faults::Faults;
 use super::runner::{self, Runner};
 use super::source::{self, DB, History};
-use super::targets::{MariaTarget, PgTarget, SqliteTarget, Target};
+use super::targets::{DynamoTarget, MariaTarget, PgTarget, SqliteTarget, Target};
 use super::watcher::Watcher;
 use super::writers::Writers;
 use super::{Tested, config};
@@ -30,11 +30,11 @@ fn pipeline(source: &str, target: &dyn Target, consistency: Consistency) -> Stri
         Consistency::Prefix => "transaction",
         Consistency::PerKey => "key",
     };
-    let (sink, lossy) = (target.sink(), target.lossy());
+    let (sink, lossy, transforms) = (target.sink(), target.lossy(), target.transforms());
     format!(
         "[mapping]\nlossy = {lossy:?}\n\n[pipeline]\nname = \"crash\"\norder = \"{order}\"\n\n\
          [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"workload\"\nslot = \"workload\"\n\
-         snapshot = \"initial\"\n\n[sink]\n{sink}"
+         snapshot = \"initial\"\n\n[sink]\n{sink}{transforms}"
     )
 }
 
@@ -112,4 +112,11 @@ async fn postgres_to_sqlite_survives_kills() -> Tested {
 async fn postgres_to_mariadb_by_key_survives_kills() -> Tested {
     let target = dynamic(MariaTarget::start(false)?);
     run("postgres to mariadb by key", PgVersion::V15, FINITE, Consistency::PerKey, target).await
+}
+
+/// Items of one transaction come one after the other, whatever the order of the source.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_to_dynamodb_survives_kills() -> Tested {
+    let target = dynamic(DynamoTarget::start("guarded").await?);
+    run("postgres to dynamodb", PgVersion::V15, FINITE, Consistency::PerKey, target).await
 }

@@ -31,7 +31,7 @@ impl Watcher {
         let flag = || Arc::new(AtomicBool::new(false));
         let (stop, bad, states) = (flag(), flag(), Arc::new(AtomicUsize::new(0)));
         let flags = (stop.clone(), bad.clone(), states.clone());
-        let checker = Checker::new(seed, consistency);
+        let checker = Checker::new(seed, consistency).without(target.without());
         let task = tokio::spawn(watch(history, checker, target.clone(), flags));
         Self { stop, bad, states, task, target }
     }

@@ -44,10 +44,6 @@ impl Store {
         Self { access, section, client: OnceCell::new(), there: Mutex::default(), limiter }
     }
 
-    pub(crate) fn access(&self) -> &Access {
-        &self.access
-    }
-
     pub(crate) async fn client(&self) -> Result<&Client> {
         self.client.get_or_try_init(|| self.access.dynamodb(self.section)).await
     }

@@ -42,6 +42,23 @@ pub struct Checkpoint {
     /// When it was saved, by the clock of the machine that saved it.
     #[serde(default)]
     pub saved_at: Option<Timestamp>,
+    /// Set where several workers share the partitions of the source; see [`leases`](crate::leases).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<Sharing>,
+}
+
+/// What several workers keep in the checkpoints of a pipeline whose partitions they share.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Sharing {
+    /// In the checkpoint of a partition: the worker that has its lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// In the checkpoint of a partition: it is finished, and its children have leases.
+    #[serde(default)]
+    pub finished: bool,
+    /// In the index of the partitions: which worker asks for which of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub wanted: BTreeMap<PartitionId, String>,
 }
 
 impl Checkpoint {
@@ -85,6 +102,7 @@ impl Default for Checkpoint {
             counters: Counters::default(),
             paused: false,
             saved_at: None,
+            sharing: None,
         }
     }
 }

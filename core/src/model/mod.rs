@@ -12,7 +12,7 @@ mod value;
 
 pub use batch::{BatchBuilder, ChangeBatch, ChangeRef, OldImage, Op, Piece, RowRef, Transaction, TruncateOptions};
 pub use checkpoint::{
-    Checkpoint, Counters, PartitionProgress, PartitionStatus, SnapshotPhase, SnapshotProgress, SourceIdentity,
+    Checkpoint, Counters, PartitionProgress, PartitionStatus, Sharing, SnapshotPhase, SnapshotProgress, SourceIdentity,
     TableSnapshot,
 };
 pub use datatype::DataType;

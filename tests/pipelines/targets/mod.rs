@@ -1,5 +1,6 @@
 //! The target of a run: what a reader of it sees, in one snapshot.
 
+mod dynamodb;
 mod mariadb;
 mod postgres;
 mod sqlite;
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 
 use super::Tested;
 
+pub(super) use dynamodb::DynamoTarget;
 pub(super) use mariadb::MariaTarget;
 pub(super) use postgres::PgTarget;
 pub(super) use sqlite::SqliteTarget;
@@ -22,6 +24,16 @@ pub(super) trait Target: Send + Sync {
     /// The types whose rarest values it refuses, as `mapping.lossy` names them. The workload has
     /// none of these values.
     fn lossy(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Further sections of the configuration: transforms that the target needs.
+    fn transforms(&self) -> &'static str {
+        ""
+    }
+
+    /// Tables that it cannot have.
+    fn without(&self) -> &'static [&'static str] {
         &[]
     }
 

@@ -6,7 +6,7 @@ use anabranch_core::{Error, Result, Secret};
 use serde::Deserialize;
 
 use super::{DynamoDbSink, Mode, Nulls, Oversized, Versions};
-use crate::Access;
+use crate::keys;
 
 /// The keys of a configuration table for DynamoDB as a target.
 ///
@@ -42,7 +42,7 @@ pub struct DynamoDbSinkConfig {
     pub nulls: Nulls,
     /// The attribute with an item's version.
     pub version_attribute: Option<String>,
-    /// An attribute that marks what is written.
+    /// The attribute that marks what is written; empty for none.
     pub origin_attribute: Option<String>,
     /// The attribute by which tombstones are removed.
     pub expires_attribute: Option<String>,
@@ -56,7 +56,9 @@ impl TryFrom<DynamoDbSinkConfig> for DynamoDbSink {
     type Error = Error;
 
     fn try_from(config: DynamoDbSinkConfig) -> Result<Self> {
-        let mut sink = Self::new(config.access()?)
+        let credentials = (config.access_key_id, config.secret_access_key, config.session_token);
+        let access = keys::access("sink", config.region, config.profile, config.endpoint, credentials)?;
+        let mut sink = Self::new(access)
             .mode(config.mode)
             .versions(config.versions)
             .oversized(config.oversized)
@@ -78,28 +80,5 @@ impl TryFrom<DynamoDbSinkConfig> for DynamoDbSink {
         }
         sink.check()?;
         Ok(sink)
-    }
-}
-
-impl DynamoDbSinkConfig {
-    fn access(&self) -> Result<Access> {
-        let mut access = Access::new();
-        if let Some(region) = &self.region {
-            access = access.region(region);
-        }
-        if let Some(profile) = &self.profile {
-            access = access.profile(profile);
-        }
-        if let Some(endpoint) = &self.endpoint {
-            access = access.endpoint(endpoint);
-        }
-        match (&self.access_key_id, &self.secret_access_key) {
-            (Some(id), Some(secret)) => Ok(access.credentials(id.clone(), secret.clone(), self.session_token.clone())),
-            (None, None) => Ok(access),
-            (Some(_), None) => Err(Error::config("sink.secret_access_key", "is missing beside access_key_id")
-                .hint("set both, or neither for the usual chain")),
-            (None, Some(_)) => Err(Error::config("sink.access_key_id", "is missing beside secret_access_key")
-                .hint("set both, or neither for the usual chain")),
-        }
     }
 }

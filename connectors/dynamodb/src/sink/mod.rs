@@ -112,9 +112,7 @@ impl Settings {
             item.insert(self.version_attribute.clone(), version.attribute());
         }
         if let Some(origin) = &self.origin_attribute {
-            // The version within tells a write of ours from a later one by somebody else that left
-            // the marker where it was.
-            item.insert(origin.clone(), store::s(format!("{pipeline}@{}", version.hex())));
+            item.insert(origin.clone(), store::s(bookkeeping::origin(pipeline, &version.hex())));
         }
     }
 
@@ -170,7 +168,7 @@ impl DynamoDbSink {
             oversized: Oversized::default(),
             nulls: Nulls::default(),
             version_attribute: bookkeeping::VERSION.to_owned(),
-            origin_attribute: None,
+            origin_attribute: Some(bookkeeping::ORIGIN.to_owned()),
             deleted_attribute: bookkeeping::DELETED.to_owned(),
             expires_attribute: bookkeeping::EXPIRES.to_owned(),
             // Longer than a process can be paused and than a replay can reach back.
@@ -205,11 +203,12 @@ impl DynamoDbSink {
         self.set(|s| s.version_attribute = name)
     }
 
-    /// Marks every item that is written, in an attribute of this name, so that a pipeline in the
-    /// other direction can leave it out. In the guarded mode the version does that already.
+    /// The attribute that marks every item that is written (`anabranch:origin` by default), so that a
+    /// pipeline in the other direction can leave it out; an empty name switches it off. Items that
+    /// are deleted without a tombstone cannot be marked.
     pub fn origin_attribute(self, name: impl Into<String>) -> Self {
         let name = name.into();
-        self.set(|s| s.origin_attribute = Some(name))
+        self.set(|s| s.origin_attribute = (!name.is_empty()).then_some(name))
     }
 
     /// The attribute by which DynamoDB's time to live removes tombstones: that of the table, if it
@@ -254,9 +253,6 @@ impl DynamoDbSink {
             if name.is_empty() {
                 return Err(empty(&format!("sink.{key}")));
             }
-        }
-        if s.origin_attribute.as_ref().is_some_and(String::is_empty) {
-            return Err(empty("sink.origin_attribute"));
         }
         if s.concurrency == 0 {
             return Err(Error::config("sink.concurrency", "is 0").hint("allow at least one call at a time"));

@@ -9,7 +9,7 @@ use aws_sdk_dynamodbstreams::types::{AttributeValue, OperationType, Record, Stre
 use super::Settings;
 use super::position::Ranks;
 use super::setup::Table;
-use crate::bookkeeping::{DELETED, MARKER, ORIGIN};
+use crate::bookkeeping::{DELETED, MARKER, ORIGIN, written_by};
 use crate::config::TtlDeletes;
 
 type Image = HashMap<String, AttributeValue>;
@@ -90,7 +90,9 @@ impl<'a> Change<'a> {
         if [old, new].into_iter().flatten().any(|image| image.contains_key(MARKER)) {
             return Ok(None);
         }
-        let origin = new.and_then(|image| image.get(ORIGIN)).and_then(|o| o.as_s().ok()).map(String::as_str);
+        let marker = |image: Option<&'a Image>| image?.get(ORIGIN)?.as_s().ok().map(String::as_str);
+        // An application that changes an item leaves the marker of an earlier write where it was.
+        let origin = written_by(marker(new), marker(old));
         if origin.is_some_and(|o| settings.skip_origins.iter().any(|skip| skip == o)) {
             return Ok(None);
         }

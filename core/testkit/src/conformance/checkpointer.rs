@@ -1,10 +1,11 @@
 //! What every [`Checkpointer`] must do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anabranch_core::{
     Checkpoint, Checkpointer, Counters, PartitionId, PartitionProgress, PartitionStatus, Position, Rank, Saved,
-    SnapshotPhase, SourceIdentity, TableName, TableSnapshot, Timestamp, Version,
+    Sharing, SnapshotPhase, SourceIdentity, TableName, TableSnapshot, Timestamp, Version,
 };
 
 /// Runs every check. `open` gives a new handle to one store, which is empty at first: as another
@@ -120,6 +121,11 @@ fn full() -> Checkpoint {
         counters: Counters { changes: u64::MAX >> 1, transactions: 2, snapshot_rows: 3, dead_letters: 4 },
         paused: true,
         saved_at: Some(Timestamp::from_micros(-1)),
+        sharing: Some(Sharing {
+            owner: Some("host-1".to_owned()),
+            finished: true,
+            wanted: BTreeMap::from([(PartitionId::new("p"), "host-2".to_owned())]),
+        }),
         ..Checkpoint::default()
     };
     let progress = PartitionProgress {

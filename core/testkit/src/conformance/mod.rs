@@ -11,6 +11,7 @@
 
 pub mod checkpointer;
 pub mod dead_letter;
+pub mod leases;
 pub mod orderer;
 pub mod sink;
 pub mod source;

@@ -1,5 +1,6 @@
 //! Random histories, in random units, with a new writer now and then.
 
+use anabranch_core::{TableName, TableSchema};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -10,20 +11,21 @@ use crate::units;
 /// Histories, by seed. The seed is in the message of a failure.
 const SEEDS: u64 = 6;
 
-pub(super) async fn histories(target: &dyn SinkUnderTest) {
+pub(super) async fn histories(target: &dyn SinkUnderTest, keyless: bool) {
     for (seed, name) in (0..SEEDS).zip(["random0", "random1", "random2", "random3", "random4", "random5"]) {
-        history(target, seed, name).await;
+        history(target, seed, name, keyless).await;
     }
 }
 
-async fn history(target: &dyn SinkUnderTest, seed: u64, name: &'static str) {
+async fn history(target: &dyn SinkUnderTest, seed: u64, name: &'static str, keyless: bool) {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut tables = [customers(), lines(), events()];
+    let mut tables = vec![customers(), lines()];
+    if keyless {
+        tables.push(events());
+    }
     let source = {
-        let named = tables.clone().map(|mut t| {
-            t.name.name = format!("{name}_{}", t.name.name);
-            t.name
-        });
+        let prefixed = |t: &TableSchema| TableName::new(&t.name.schema, format!("{name}_{}", t.name.name));
+        let named: Vec<TableName> = tables.iter().map(prefixed).collect();
         let source = anabranch_core::memory::MemorySource::new(name).batch_changes(7);
         let source =
             if seed.is_multiple_of(2) { source } else { source.full_old_rows(&named[0]).full_old_rows(&named[1]) };

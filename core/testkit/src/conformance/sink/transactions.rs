@@ -94,6 +94,51 @@ pub(super) async fn parts_without_the_last_are_gone(target: &dyn SinkUnderTest) 
     has_customers(&script, 6, "after all parts, again").await;
 }
 
+/// Of a target that is not atomic: parts whose last one never came are applied again, from the first
+/// on, with the same end and the progress of the end.
+pub(super) async fn interrupted_parts_are_applied_again(target: &dyn SinkUnderTest) {
+    let (mut script, units) = inserts(target, "torn", 6).await;
+    script.write(&units[0]).await;
+    let parts = units::in_parts(&units::merge(&units[1..]), 1);
+    for part in &parts[..3] {
+        let _ = script.writer.write(part).await.unwrap_or_else(|e| panic!("a part: {}", e.report()));
+    }
+    script.writer = Box::new(super::NoWriter);
+    script.take_over().await;
+    script.stored_is(&units[0], "after parts without the last").await;
+    for part in &parts {
+        let _ = script.writer.write(part).await.unwrap_or_else(|e| panic!("a part again: {}", e.report()));
+    }
+    script.writer.flush().await.expect("flush");
+    has_customers(&script, 6, "after all parts, again").await;
+    script.stored_is(&units[5], "after all parts, again").await;
+}
+
+/// Of a target that is not atomic: a unit that cannot be applied moves no progress, and what it
+/// consisted of can be applied by itself.
+pub(super) async fn a_rejected_unit_leaves_no_progress(target: &dyn SinkUnderTest) {
+    let (mut script, units) = inserts(target, "rejected", 3).await;
+    script.write(&units[0]).await;
+    let table = script.tables[0].clone();
+    let source = script.source.clone().unsent_columns(&table.name, &[2, 3]);
+    source.transaction().insert(&table.name, customer(7)).commit().expect("commit");
+    let mut changed = customer(7);
+    changed[1] = "other@x".into();
+    source.transaction().update(&table.name, ["7".into()], changed).commit().expect("commit");
+    let more = script.units().await;
+    let bad = units::merge(&[units[1].clone(), units[2].clone(), more[1].clone()]);
+    for _ in 0..2 {
+        let error = script.writer.write(&bad).await.expect_err("a unit with a row that cannot be applied");
+        assert_eq!(error.kind(), ErrorKind::Rejected, "{}", error.report());
+        script.writer.flush().await.expect("flush");
+        script.stored_is(&units[0], "after a rejected unit").await;
+    }
+    script.write(&units[1]).await;
+    script.write(&units[2]).await;
+    has_customers(&script, 3, "after the units that the rejected one consisted of").await;
+    assert_eq!(script.stored().await.counters.changes, 3, "a rejected unit does not count");
+}
+
 /// Nothing of a unit that cannot be applied stays, and the writer goes on.
 pub(super) async fn a_rejected_unit_leaves_nothing(target: &dyn SinkUnderTest) {
     let (mut script, units) = inserts(target, "rejected", 3).await;

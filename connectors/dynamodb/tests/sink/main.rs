@@ -1,0 +1,6 @@
+//! The sink and the stores on DynamoDB Local.
+
+mod conformance;
+mod guard;
+mod limits;
+mod support;
