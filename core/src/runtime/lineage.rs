@@ -218,3 +218,43 @@ fn partition(id: &PartitionId, p: &PartitionProgress) -> Partition {
 fn progress(id: &PartitionId, p: &PartitionProgress) -> Option<Progress> {
     Some(Progress { partition: id.clone(), position: p.position.clone()?, safe_time: p.safe_time })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn child(id: &str, parent: &str) -> Partition {
+        Partition { parents: vec![PartitionId::new(parent)], ..Partition::root(PartitionId::new(id)) }
+    }
+
+    fn names(partitions: &Partitions) -> Vec<&str> {
+        partitions.keys().map(PartitionId::as_str).collect()
+    }
+
+    /// Closes a partition that is open, and saves what is to be saved.
+    fn close(lineage: &mut Lineage, id: &str, children: Vec<Partition>) -> Partitions {
+        lineage.openable();
+        lineage.closed(&PartitionId::new(id), children);
+        lineage.advance(&BTreeMap::new());
+        let saved = lineage.snapshot();
+        lineage.saved(&saved);
+        saved
+    }
+
+    #[test]
+    fn a_finished_partition_is_forgotten_and_a_root_is_not() {
+        let root = || vec![Partition::root(PartitionId::new("root"))];
+        let mut lineage = Lineage::new(Partitions::new(), root());
+        close(&mut lineage, "root", vec![child("a", "root"), child("b", "a")]);
+        let saved = close(&mut lineage, "a", vec![child("b", "a")]);
+        assert_eq!(names(&saved), ["a", "b", "root"], "the checkpoint that finishes it still has it");
+        assert_eq!(names(&lineage.snapshot()), ["b", "root"]);
+        let open: Vec<PartitionId> = lineage.openable().into_iter().map(|(p, ..)| p.id).collect();
+        assert_eq!(open, [PartitionId::new("b")], "its child waits for it no more");
+        assert!(lineage.finished().contains("a"), "a drain that waits for it ends");
+
+        let mut again = Lineage::new(lineage.snapshot(), root());
+        let open: Vec<PartitionId> = again.openable().into_iter().map(|(p, ..)| p.id).collect();
+        assert_eq!(open, [PartitionId::new("b")], "after a restart the root is not read again");
+    }
+}

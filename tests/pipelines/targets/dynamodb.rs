@@ -13,8 +13,8 @@ use tokio::task::block_in_place;
 use super::{Target, Tested, canonical_row};
 
 /// DynamoDB finds items by key only, and is particular about names.
-const TRANSFORMS: &str = "\n[[transforms]]\ntype = \"filter\"\nexclude = [\"public.log_lines\"]\n\n\
-                          [[transforms]]\ntype = \"rename\"\ntables = { \"public.Mixed Case\" = \"Mixed_Case\" }\n";
+const TRANSFORMS: &str = "\n[[transform]]\ntype = \"filter\"\nexclude = [\"public.log_lines\"]\n\n\
+                          [[transform]]\ntype = \"rename\"\ntables = { \"public.Mixed Case\" = \"Mixed_Case\" }\n";
 
 pub(in crate::pipelines) struct DynamoTarget {
     server: DynamoServer,

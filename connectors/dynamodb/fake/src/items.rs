@@ -1,5 +1,7 @@
 //! The operations on items.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use crate::expression;
@@ -86,35 +88,33 @@ impl State {
 
     pub(crate) fn batch_write(&mut self, input: &Value) -> Result<Value, Failure> {
         let tables = input["RequestItems"].as_object().cloned().unwrap_or_default();
-        let mut taken = 0;
-        let mut total = 0;
-        let mut unprocessed = serde_json::Map::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut writes = Vec::new();
+        let mut seen = HashSet::new();
         for (table, requests) in tables {
             self.table_name(&json!({ "TableName": table }))?;
             for request in requests.as_array().cloned().unwrap_or_default() {
-                total += 1;
                 let put = request.get("PutRequest");
                 let given = item(put.map_or(&request["DeleteRequest"]["Key"], |p| &p["Item"]))?;
                 self.check_key(&table, &given)?;
                 if !seen.insert((table.clone(), place(&self.tables[&table].key, &given))) {
                     return Err(Failure::validation("Provided list of item keys contains duplicates"));
                 }
-                if taken == self.batch_takes {
-                    let left = unprocessed.entry(table.clone()).or_insert_with(|| json!([]));
-                    if let Some(left) = left.as_array_mut() {
-                        left.push(request.clone());
-                    }
-                    continue;
-                }
-                taken += 1;
-                self.write(&table, if put.is_some() { Err(given) } else { Ok(given) }, None);
+                let change = if put.is_some() { Err(given) } else { Ok(given) };
+                writes.push((table.clone(), change, request));
             }
         }
-        match total > 25 {
-            true => Err(Failure::validation("Too many items requested for the BatchWriteItem call")),
-            false => Ok(json!({ "UnprocessedItems": unprocessed })),
+        if writes.len() > 25 {
+            return Err(Failure::validation("Too many items requested for the BatchWriteItem call"));
         }
+        let mut unprocessed = serde_json::Map::new();
+        for (n, (table, change, request)) in writes.into_iter().enumerate() {
+            if n < self.batch_takes {
+                self.write(&table, change, None);
+            } else if let Some(left) = unprocessed.entry(table).or_insert_with(|| json!([])).as_array_mut() {
+                left.push(request);
+            }
+        }
+        Ok(json!({ "UnprocessedItems": unprocessed }))
     }
 
     pub(crate) fn transact_write(&mut self, input: &Value) -> Result<Value, Failure> {

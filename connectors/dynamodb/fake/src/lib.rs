@@ -141,6 +141,11 @@ impl Fake {
         self.state().failures.entry(operation.to_owned()).or_default().extend(vec![code.to_owned(); times]);
     }
 
+    /// No call fails any more.
+    pub fn heal(&self) {
+        self.state().failures.clear();
+    }
+
     /// How often an operation was called.
     pub fn calls(&self, operation: &str) -> usize {
         self.state().calls.get(operation).copied().unwrap_or_default()

@@ -1,6 +1,6 @@
 //! Tables, items, shards and the clock.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +35,8 @@ pub struct State {
     pub hide_children: usize,
     /// Whether `ShardFilter` is known. Old servers ignore it.
     pub knows_filter: bool,
+    /// The shards that an iterator was asked for.
+    pub asked: BTreeSet<String>,
     /// Capacity units that each page of a scan tells to have consumed.
     pub scan_units: f64,
     pub(crate) clock_ahead: Duration,
@@ -117,6 +119,7 @@ impl Default for State {
             empty_pages: 0,
             hide_children: 0,
             knows_filter: true,
+            asked: BTreeSet::new(),
             scan_units: 0.5,
             clock_ahead: Duration::ZERO,
             iterators: 0,

@@ -61,6 +61,7 @@ impl State {
     pub(crate) fn get_iterator(&mut self, input: &Value) -> Result<Value, Failure> {
         let arn = self.arn(input)?;
         let id = text(input, "ShardId")?;
+        self.asked.insert(id.to_owned());
         let stream = &self.streams[&arn];
         let shard = stream.shards.get(id).ok_or_else(|| missing(id))?;
         let number = || -> Result<u128, Failure> {

@@ -23,16 +23,16 @@ impl Ranks {
 
     /// The rank prefix of the record with this number, and the position after it.
     pub(crate) fn of(&mut self, sequence: &str) -> Result<(Bytes, Position)> {
-        let number = sequence.trim_start_matches('0');
-        if number.len() > DIGITS || !sequence.bytes().all(|b| b.is_ascii_digit()) || sequence.is_empty() {
+        if sequence.len() > DIGITS || !sequence.bytes().all(|b| b.is_ascii_digit()) || sequence.is_empty() {
             return Err(Error::fatal(format!("the stream gave the sequence number {sequence:?}")));
         }
         self.buffer.put_u64(self.epoch);
-        self.buffer.put_bytes(b'0', DIGITS - number.len());
-        self.buffer.put_slice(number.as_bytes());
+        self.buffer.put_bytes(b'0', DIGITS - sequence.len());
+        self.buffer.put_slice(sequence.as_bytes());
         self.buffer.put_u64(u64::MAX);
         let end = self.buffer.split().freeze();
-        let token = end.slice(PREFIX - number.len().max(1)..PREFIX);
+        // As it was given: the service wants it back with all its digits.
+        let token = end.slice(PREFIX - sequence.len()..PREFIX);
         Ok((end.slice(..PREFIX), Position::new(Rank::new(end), token)))
     }
 }
@@ -139,6 +139,8 @@ mod tests {
         let (prefix, end) = Ranks::new(7, 1).of("10").unwrap();
         assert!(Rank::of_change(&prefix, 1) < end.rank);
         assert_eq!(Token::parse(&end.token).unwrap(), Token::After("10".to_owned()));
+        let padded = after(7, "000000000000000000010").unwrap();
+        assert_eq!((&padded.rank, &padded.token[..]), (&end.rank, &b"000000000000000000010"[..]));
         for bad in ["", "-1", "1a", "99999999999999999999999999999999999999999"] {
             assert!(after(7, bad).is_err(), "{bad}");
         }

@@ -99,7 +99,7 @@ fn table(connected: &Connected, name: &str, description: &TableDescription) -> R
     let specification = description.stream_specification();
     let enabled = specification.is_some_and(StreamSpecification::stream_enabled);
     if enabled {
-        check_view(name, specification.and_then(StreamSpecification::stream_view_type))?;
+        check_view(connected, name, specification.and_then(StreamSpecification::stream_view_type))?;
     }
     let stream = match (description.latest_stream_arn(), description.latest_stream_label()) {
         (Some(arn), Some(label)) => {
@@ -115,9 +115,15 @@ fn table(connected: &Connected, name: &str, description: &TableDescription) -> R
     Ok(Table { name: name.to_owned(), layout, stream, bytes, items, resumed: false })
 }
 
-fn check_view(name: &str, view: Option<&StreamViewType>) -> Result<()> {
+fn check_view(connected: &Connected, name: &str, view: Option<&StreamViewType>) -> Result<()> {
     match view {
         Some(StreamViewType::NewAndOldImages) => Ok(()),
+        // An application that changes an item leaves its marker there: only the old image tells.
+        Some(StreamViewType::NewImage) if !connected.settings.skip_origins.is_empty() => Err(Error::config(
+            "source.skip_origins",
+            format!("needs old images, and the stream of {name} has NEW_IMAGE"),
+        )
+        .hint(format!("disable the stream and enable it again: {}", enable_command(name)))),
         Some(StreamViewType::NewImage) => {
             tracing::warn!(table = name, "its stream has NEW_IMAGE: deletes carry only the key");
             Ok(())

@@ -11,3 +11,4 @@ mod lineage;
 mod reading;
 mod setup;
 mod support;
+mod transactional;

@@ -61,6 +61,19 @@ async fn a_stream_without_items_is_refused() {
 }
 
 #[tokio::test]
+async fn echoes_cannot_be_told_without_old_images() {
+    let fake = shop().await;
+    {
+        let mut state = fake.state();
+        state.disable_stream("orders");
+        state.enable_stream("orders", "NEW_IMAGE");
+    }
+    let (kind, said) = refused(&orders(&fake).skip_origins(vec!["back".to_owned()])).await;
+    assert_eq!(kind, ErrorKind::Config);
+    assert!(said.starts_with("source.skip_origins: "), "{said}");
+}
+
+#[tokio::test]
 async fn a_stream_of_new_images_replicates() {
     let bench = Bench::new().await;
     {
@@ -84,10 +97,12 @@ async fn a_missing_right_is_named() {
         ("GetShardIterator", "dynamodb:GetShardIterator"),
         ("GetRecords", "dynamodb:GetRecords"),
     ] {
-        bench.fake.fail(operation, "AccessDeniedException", 1);
+        // More than once: a call may be dropped before its answer is seen.
+        bench.fake.fail(operation, "AccessDeniedException", 9);
         let error = bench.failure().await;
         assert_eq!(error.kind(), ErrorKind::Config, "{operation}: {error}");
         assert!(error.report().contains(&format!("allow the action {action}")), "{}", error.report());
+        bench.fake.heal();
     }
     bench.fake.fail("DescribeTable", "UnrecognizedClientException", 1);
     let error = bench.failure().await;

@@ -16,38 +16,38 @@ use anabranch_dynamodb_fake::{Fake, n};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-pub fn access(endpoint: &str) -> Access {
+pub(crate) fn access(endpoint: &str) -> Access {
     Access::new().region("local").endpoint(endpoint).credentials(Secret::new("local"), Secret::new("local"), None)
 }
 
 /// The table `orders` of the fake.
-pub fn orders(fake: &Fake) -> DynamoDb {
+pub(crate) fn orders(fake: &Fake) -> DynamoDb {
     source(&fake.endpoint()).table("orders")
 }
 
-pub fn source(endpoint: &str) -> DynamoDb {
+pub(crate) fn source(endpoint: &str) -> DynamoDb {
     DynamoDb::new().access(access(endpoint)).poll(Duration::from_millis(5), Duration::from_millis(50))
 }
 
 /// A fake with the table `orders`, whose key is the number `id`.
-pub async fn shop() -> Fake {
+pub(crate) async fn shop() -> Fake {
     let fake = Fake::start().await;
     fake.create_table("orders", &[("id", "N")]);
     fake
 }
 
-pub fn put(fake: &Fake, id: u32, v: u32) {
+pub(crate) fn put(fake: &Fake, id: u32, v: u32) {
     fake.put("orders", &[("id", n(id)), ("v", n(v))]);
 }
 
 /// What a sink was given: the operation, the key, the document.
-pub type Given = (Op, String, Option<String>);
+pub(crate) type Given = (Op, String, Option<String>);
 
 /// Rows in memory. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Rows {
+pub(crate) struct Rows {
     state: Arc<Mutex<State>>,
     /// Whether the stream's units may be written.
     open: watch::Sender<bool>,
@@ -63,41 +63,45 @@ struct State {
 }
 
 impl Rows {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { state: Arc::default(), open: watch::Sender::new(true), moved: watch::Sender::new(0) }
     }
 
     /// Holds the stream's units back, or lets them go.
-    pub fn open(&self, open: bool) {
+    pub(crate) fn open(&self, open: bool) {
         self.open.send_replace(open);
     }
 
-    pub fn fail(&self, key: &str, times: usize) {
+    pub(crate) fn fail(&self, key: &str, times: usize) {
         self.state.lock().unwrap().failing = Some((key.to_owned(), times));
     }
 
-    pub fn log(&self) -> Vec<Given> {
+    pub(crate) fn log(&self) -> Vec<Given> {
         self.state.lock().unwrap().log.clone()
     }
 
     /// The rows of a table.
-    pub fn of(&self, table: &str) -> BTreeMap<String, String> {
+    pub(crate) fn of(&self, table: &str) -> BTreeMap<String, String> {
         let state = self.state.lock().unwrap();
         let mine = state.rows.iter().filter(|((t, _), _)| t == table);
         mine.map(|((_, key), row)| (key.clone(), row.clone())).collect()
     }
 
     /// Waits until these rows are those of the fake.
-    pub async fn equal(&self, fake: &Fake, table: &str) {
+    pub(crate) async fn equal(&self, fake: &Fake, table: &str) {
         self.until(
             || self.of(table) == items(fake, table),
-            || format!("rows {:?}\nitems {:?}", self.of(table), items(fake, table)),
+            || {
+                let (rows, items) = (self.of(table), items(fake, table));
+                let wrong = items.iter().filter(|(key, item)| rows.get(*key) != Some(*item)).take(5);
+                format!("{} rows, {} items, wrong {:?}", rows.len(), items.len(), wrong.collect::<Vec<_>>())
+            },
         )
         .await;
     }
 
     /// Waits until a condition holds, looking whenever a unit was written.
-    pub async fn until<T: Debug>(&self, holds: impl Fn() -> bool, told: impl Fn() -> T) {
+    pub(crate) async fn until<T: Debug>(&self, holds: impl Fn() -> bool, told: impl Fn() -> T) {
         let mut moved = self.moved.subscribe();
         let waiting = async {
             while !holds() {
@@ -112,7 +116,7 @@ impl Rows {
 }
 
 /// The items of a table, by key.
-pub fn items(fake: &Fake, table: &str) -> BTreeMap<String, String> {
+pub(crate) fn items(fake: &Fake, table: &str) -> BTreeMap<String, String> {
     let key = fake.state().tables[table].key[0].clone();
     let all = fake.items(table).into_iter();
     all.map(|item| (item[&key.0][&key.1].as_str().unwrap().to_owned(), serde_json::to_string(&item).unwrap())).collect()
@@ -182,24 +186,24 @@ impl SinkWriter for Rows {
 }
 
 /// Everything that outlives a run of a pipeline.
-pub struct Bench {
-    pub fake: Fake,
-    pub rows: Rows,
-    pub checkpoints: MemoryCheckpointer,
-    pub snapshot: SnapshotMode,
+pub(crate) struct Bench {
+    pub(crate) fake: Fake,
+    pub(crate) rows: Rows,
+    pub(crate) checkpoints: MemoryCheckpointer,
+    pub(crate) snapshot: SnapshotMode,
 }
 
 impl Bench {
     /// The shop, streamed from its beginning.
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::of(shop().await)
     }
 
-    pub fn of(fake: Fake) -> Self {
+    pub(crate) fn of(fake: Fake) -> Self {
         Self { fake, rows: Rows::new(), checkpoints: MemoryCheckpointer::new(), snapshot: SnapshotMode::Never }
     }
 
-    pub fn pipeline(&self, name: &str, source: DynamoDb) -> Pipeline {
+    pub(crate) fn pipeline(&self, name: &str, source: DynamoDb) -> Pipeline {
         Pipeline::builder(name)
             .source(source)
             .sink(self.rows.clone())
@@ -215,12 +219,12 @@ impl Bench {
             .expect("a pipeline")
     }
 
-    pub async fn start(&self) -> RunningPipeline {
+    pub(crate) async fn start(&self) -> RunningPipeline {
         self.pipeline("test", orders(&self.fake)).start().await.expect("start")
     }
 
     /// Runs until it fails.
-    pub async fn failure(&self) -> Error {
+    pub(crate) async fn failure(&self) -> Error {
         let ended = async {
             match self.pipeline("test", orders(&self.fake)).start().await {
                 Ok(mut running) => running.wait().await,
