@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anabranch_core::{
-    Column, Contract, DataType, Error, Fidelity, Result, TableName, TableSchema, TargetSchema, TargetTable,
+    Column, Contract, DataType, Error, ErrorKind, Fidelity, Result, TableName, TableSchema, TargetSchema, TargetTable,
 };
 use async_trait::async_trait;
 use aws_sdk_dynamodb::types::{DeleteRequest, ScalarAttributeType, Select, WriteRequest};
@@ -145,7 +145,14 @@ impl DynamoDbSink {
         if !settings.stamps_versions() {
             return Ok(Vec::new());
         }
-        let active = store::time_to_live(self.shared.client().await?, &table.name).await?;
+        let active = match store::time_to_live(self.shared.client().await?, &table.name).await {
+            Ok(active) => active,
+            // It is no reason not to write to the table.
+            Err(e) if e.kind() == ErrorKind::Config => {
+                return Ok(vec![format!("whether tombstones are removed is not known: {}", e.report())]);
+            }
+            Err(e) => return Err(e),
+        };
         let wanted = &settings.expires_attribute;
         Ok(match active {
             Some(attribute) if attribute == *wanted => Vec::new(),

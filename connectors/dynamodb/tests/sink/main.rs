@@ -4,3 +4,4 @@ mod conformance;
 mod guard;
 mod limits;
 mod support;
+mod throttle;
