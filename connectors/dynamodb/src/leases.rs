@@ -18,7 +18,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anabranch_core::{Checkpoint, Counters, Error, Lease, Leases, Partition, PartitionId, Result, Secret};
+use anabranch_core::{Checkpoint, Counters, Error, Lease, Leases, Partition, PartitionId, Position, Result, Secret};
 use async_trait::async_trait;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{
@@ -90,6 +90,48 @@ impl DynamoDbLeases {
             .table_name(&*self.table)
             .set_key(Some(key(pipeline, partition)))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld))
+    }
+
+    /// Adds the parents that a lease does not have yet, and the later of two places to start at: each
+    /// parent of a merged partition may know others. A finished lease is left as it is.
+    async fn complete(&self, pipeline: &str, partition: &Partition) -> Result<()> {
+        loop {
+            let items = self.items(pipeline).await?;
+            let Some(item) = items.iter().find(|item| text(item, "lease") == Some(partition.id.as_str())) else {
+                return Ok(());
+            };
+            let known = self.lease(item)?;
+            let mut parents = known.partition.parents.clone();
+            parents.extend(partition.parents.iter().filter(|p| !known.partition.parents.contains(p)).cloned());
+            let rank = |at: &Option<Position>| at.as_ref().map(|at| at.rank.clone());
+            let later = rank(&known.partition.start) < rank(&partition.start);
+            if known.finished || (!later && parents.len() == known.partition.parents.len()) {
+                return Ok(());
+            }
+            let list = |ids: &[PartitionId]| AttributeValue::L(ids.iter().map(|p| s(p.as_str())).collect());
+            let mut change = "SET #parents = :parents".to_owned();
+            let mut request = self
+                .update(pipeline, partition.id.as_str())
+                .await?
+                .condition_expression("#parents = :known")
+                .expression_attribute_names("#parents", "parents")
+                .expression_attribute_values(":known", list(&known.partition.parents))
+                .expression_attribute_values(":parents", list(&parents));
+            if let Some(start) = partition.start.as_ref().filter(|_| later) {
+                let start =
+                    serde_json::to_string(start).map_err(|e| Error::fatal("cannot encode a position").because(e))?;
+                change.push_str(", #start = :start");
+                request = request
+                    .expression_attribute_names("#start", "start")
+                    .expression_attribute_values(":start", s(start));
+            }
+            match self.send(request.update_expression(change)).await {
+                Ok(()) => return Ok(()),
+                // Another parent's worker was first: look again.
+                Err(Stop::Condition(_)) => {}
+                Err(stop) => return Err(stop.into_error()),
+            }
+        }
     }
 
     async fn send(&self, request: UpdateItemFluentBuilder) -> Result<(), Stop> {
@@ -239,7 +281,8 @@ impl Leases for DynamoDbLeases {
                 .set_item(Some(item))
                 .condition_expression("attribute_not_exists(pipeline)");
             match call(&self.store.limiter, &self.table, || request.clone().send()).await {
-                Ok(_) | Err(Stop::Condition(_)) => {}
+                Ok(_) => {}
+                Err(Stop::Condition(_)) => self.complete(pipeline, partition).await?,
                 Err(stop) => return Err(stop.into_error()),
             }
         }
