@@ -1,0 +1,1 @@
+//! Transactions: tags, limits, retries, unknown outcomes.
