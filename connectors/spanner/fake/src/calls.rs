@@ -12,7 +12,7 @@ use wire::transaction_selector::Selector;
 use wire::{PartialResultSet, ResultSetMetadata, StructType, TypeCode};
 
 use crate::database::{Database, Open};
-use crate::encode::{of_json, scalar};
+use crate::encode::{of_json, scalar, text};
 use crate::reading::Reading;
 use crate::schema;
 

@@ -109,41 +109,62 @@ impl Tables {
         self.schemas.get(table).cloned().ok_or_else(|| Status::not_found(format!("Table not found: {table}")))
     }
 
-    /// Answers `SELECT a, b FROM t WHERE c = @p AND d = 'x'`, with the rows in key order; `None` for
-    /// anything else.
-    pub(crate) fn select(
-        &self,
-        sql: &str,
-        params: Option<&Struct>,
-        dialect: Dialect,
-    ) -> Option<(Vec<String>, Vec<Vec<Value>>)> {
-        let plain_sql = sql.replace(['`', '"', '\n'], " ");
-        let rest = plain_sql.trim().strip_prefix("SELECT ")?;
-        let (columns, rest) = rest.split_once(" FROM ")?;
-        let (table, rest) = rest.trim().split_once(' ').unwrap_or((rest.trim(), ""));
-        let schema = self.schemas.get(table.trim())?;
-        let rest = rest.split(" ORDER BY ").next().unwrap_or(rest).trim();
-        let conditions =
-            rest.strip_prefix("WHERE ").map(|all| all.split(" AND ").collect::<Vec<_>>()).unwrap_or_default();
-        let mut wanted: Vec<(String, String)> = Vec::new();
-        for condition in conditions {
+    /// Answers a [`select`] of one of the tables.
+    pub(crate) fn select(&self, sql: &str, params: Option<&Struct>, dialect: Dialect) -> Option<Selected> {
+        let rows = |table: &str, names: &[String]| {
+            let schema = self.schemas.get(table)?;
+            names.iter().all(|name| schema.find(name).is_some()).then(|| self.rows(table))
+        };
+        select(&sql.replace(['`', '"'], " "), params, dialect, rows)
+    }
+}
+
+/// Columns and rows.
+pub(crate) type Selected = (Vec<String>, Vec<Vec<Value>>);
+
+/// Answers `SELECT a, b FROM t WHERE c = @p AND d = 'x' ORDER BY .. LIMIT 1`, with the rows in the
+/// order in which `rows` gives them; `None` for anything else. In lower case too.
+pub(crate) fn select(
+    sql: &str,
+    params: Option<&Struct>,
+    dialect: Dialect,
+    rows: impl FnOnce(&str, &[String]) -> Option<Vec<Row>>,
+) -> Option<Selected> {
+    let words: Vec<&str> = sql.split_whitespace().collect();
+    let place = |word: &str| words.iter().position(|w| w.eq_ignore_ascii_case(word));
+    let from = place("FROM").filter(|_| words.first().is_some_and(|w| w.eq_ignore_ascii_case("SELECT")))?;
+    let columns = words[1..from].join(" ");
+    let limit = place("LIMIT").map_or(words.len(), |at| at);
+    let order = place("ORDER").map_or(limit, |at| at.min(limit));
+    let names: Vec<String> = columns.split(',').map(|c| c.trim().to_owned()).collect();
+    let mut wanted: Vec<(String, String)> = Vec::new();
+    if let Some(at) = place("WHERE") {
+        let all = words[at + 1..order].join(" ");
+        for condition in all.replace(" and ", " AND ").split(" AND ") {
+            // Schemas that a script does not have.
+            if condition.to_ascii_uppercase().contains(" NOT IN ") {
+                continue;
+            }
             let (column, value) = condition.split_once('=')?;
             let value = value.trim();
-            let value = match dialect {
-                Dialect::GoogleSql => value.strip_prefix('@').map(str::to_owned),
-                Dialect::PostgreSql => value.strip_prefix('$').map(|n| format!("p{n}")),
+            let text = match value.strip_prefix('\'').and_then(|v| v.strip_suffix('\'')) {
+                Some(literal) => Some(literal.to_owned()),
+                None => {
+                    let name = match dialect {
+                        Dialect::GoogleSql => value.strip_prefix('@').map(str::to_owned),
+                        Dialect::PostgreSql => value.strip_prefix('$').map(|n| format!("p{n}")),
+                    };
+                    plain(params?.fields.get(&name?)?)
+                }
             };
-            wanted.push((column.trim().to_owned(), plain(params?.fields.get(&value?)?)?));
+            wanted.push((column.trim().to_owned(), text?));
         }
-        let names: Vec<String> = columns.split(',').map(|c| c.trim().to_owned()).collect();
-        if names.iter().any(|name| schema.find(name).is_none()) {
-            return None;
-        }
-        let fits = |row: &Row| wanted.iter().all(|(c, v)| row.get(c).and_then(plain).as_ref() == Some(v));
-        let cells = |row: Row| names.iter().map(|n| row.get(n).cloned().unwrap_or_else(null)).collect();
-        let rows = self.rows(table.trim()).into_iter().filter(fits).map(cells).collect();
-        Some((names, rows))
     }
+    let rows = rows(words.get(from + 1)?, &names)?;
+    let fits = |row: &Row| wanted.iter().all(|(c, v)| row.get(c).and_then(plain).as_ref() == Some(v));
+    let cells = |row: Row| names.iter().map(|n| row.get(n).cloned().unwrap_or_else(null)).collect();
+    let count = words.get(limit + 1).and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
+    Some((names.clone(), rows.into_iter().filter(fits).take(count).map(cells).collect()))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

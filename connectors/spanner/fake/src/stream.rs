@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 use tonic::Code;
 
-use crate::record::{Entry, Record};
+use crate::record::{Capture, Entry, Record};
 use crate::time::Time;
 use crate::transaction::Committed;
 
@@ -40,6 +40,8 @@ pub struct Stream {
     pub(crate) allow_exclusion: bool,
     /// What clients commit to the fake's tables is recorded.
     pub(crate) records_commits: bool,
+    /// What the information schema says of it.
+    pub(crate) capture: Capture,
 }
 
 /// What a partition holds: records from `start` (inclusive) to `end`.
@@ -73,6 +75,13 @@ impl Stream {
     /// A stream whose key ranges are mutable.
     pub fn mutable(name: &str) -> Self {
         Self { name: name.to_owned(), mode: Mode::MutableKeyRange, ..Self::default() }
+    }
+
+    /// Its `value_capture_type`, as the information schema tells it. What its records have is said with
+    /// each transaction.
+    pub fn capture(&mut self, capture: Capture) -> &mut Self {
+        self.capture = capture;
+        self
     }
 
     /// A partition without parents.
