@@ -4,3 +4,7 @@
 //! implementation over the official client.
 
 pub mod client;
+mod decode;
+mod types;
+
+pub use decode::Capture;
