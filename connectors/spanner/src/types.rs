@@ -287,7 +287,8 @@ fn interval(out: &mut String, text: &str) -> Option<()> {
     let mut negative = false;
     let units = fields(date, "YMD")?;
     let months = units[0].checked_mul(12)?.checked_add(units[1])?;
-    for (value, one, many) in [(months / 12, "year", "years"), (months % 12, "mon", "mons"), (units[2], "day", "days")] {
+    for (value, one, many) in [(months / 12, "year", "years"), (months % 12, "mon", "mons"), (units[2], "day", "days")]
+    {
         if value == 0 {
             continue;
         }
@@ -300,7 +301,13 @@ fn interval(out: &mut String, text: &str) -> Option<()> {
     if whole != 0 || nanos != 0 || out.len() == start {
         let space = if out.len() > start { " " } else { "" };
         let below = whole < 0 || nanos < 0;
-        let sign = if below { "-" } else if negative { "+" } else { "" };
+        let sign = if below {
+            "-"
+        } else if negative {
+            "+"
+        } else {
+            ""
+        };
         let (whole, nanos) = (whole.unsigned_abs(), nanos.unsigned_abs());
         write!(out, "{space}{sign}{:02}:{:02}:{:02}", whole / 3600, whole / 60 % 60, whole % 60).ok()?;
         if nanos > 0 {
@@ -406,7 +413,10 @@ mod tests {
         let bytes = Kind::Array(Box::new(Kind::Bytes));
         assert_eq!(text(&bytes, SpannerValue::List(vec!["AP8=".into()])).unwrap(), r#"{"\\x00ff"}"#);
         let floats = Kind::Array(Box::new(Kind::Float64));
-        assert_eq!(text(&floats, SpannerValue::List(vec![SpannerValue::Number(1.5), "NaN".into()])).unwrap(), "{1.5,NaN}");
+        assert_eq!(
+            text(&floats, SpannerValue::List(vec![SpannerValue::Number(1.5), "NaN".into()])).unwrap(),
+            "{1.5,NaN}"
+        );
     }
 
     #[test]

@@ -27,6 +27,7 @@ struct Data {
     mod_type: String,
     value_capture_type: String,
     number_of_records_in_transaction: Number,
+    number_of_partitions_in_transaction: Number,
     #[serde(default)]
     transaction_tag: Option<String>,
     #[serde(default)]
@@ -95,7 +96,7 @@ pub(super) fn record(value: &SpannerValue) -> Result<Record, String> {
 fn data_record(data: Data) -> Result<DataRecord, String> {
     let columns: Vec<RecordColumn> = data.column_types.into_iter().map(column).collect::<Result<_, _>>()?;
     let mods = data.mods.iter().map(|m| modification(m, &columns)).collect::<Result<_, _>>()?;
-    let total = data.number_of_records_in_transaction.value()?;
+    let count = |n: Number| u64::try_from(n.value()?).map_err(|_| "a negative count".to_owned());
     Ok(DataRecord {
         commit: instant(&data.commit_timestamp)?,
         sequence: sequence(&data.record_sequence)?,
@@ -105,7 +106,8 @@ fn data_record(data: Data) -> Result<DataRecord, String> {
         mods,
         mod_type: mod_type(&data.mod_type)?,
         capture: capture(&data.value_capture_type)?,
-        records_in_transaction: u64::try_from(total).map_err(|_| "a negative number of records")?,
+        records_in_transaction: count(data.number_of_records_in_transaction)?,
+        partitions_in_transaction: count(data.number_of_partitions_in_transaction)?,
         tag: data.transaction_tag.unwrap_or_default(),
         system: data.is_system_transaction,
     })

@@ -11,6 +11,8 @@ mod structs;
 #[cfg(test)]
 mod tests;
 
+use serde::{Deserialize, Serialize};
+
 use crate::client::{Instant, Kind, Row, SpannerValue};
 
 pub(crate) use serde_json::Value as Json;
@@ -24,15 +26,27 @@ pub(crate) enum Record {
     /// The partition ends; these go on.
     Children(Children),
     /// Mutable key ranges: these partitions begin.
-    Start { at: Instant, sequence: u32, tokens: Vec<String> },
+    Start {
+        at: Instant,
+        sequence: u32,
+        tokens: Vec<String>,
+    },
     /// Mutable key ranges: this partition ends.
-    End { at: Instant, sequence: u32 },
+    End {
+        at: Instant,
+        sequence: u32,
+    },
     /// Mutable key ranges: rows moved between partitions.
-    Event { at: Instant, sequence: u32, from: Vec<String>, to: Vec<String> },
+    Event {
+        at: Instant,
+        sequence: u32,
+        from: Vec<String>,
+        to: Vec<String>,
+    },
 }
 
 /// Changes of one table, of one kind, by one transaction.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DataRecord {
     pub(crate) commit: Instant,
     pub(crate) sequence: u32,
@@ -43,11 +57,21 @@ pub(crate) struct DataRecord {
     pub(crate) mod_type: ModType,
     pub(crate) capture: Capture,
     pub(crate) records_in_transaction: u64,
+    pub(crate) partitions_in_transaction: u64,
     pub(crate) tag: String,
     pub(crate) system: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl DataRecord {
+    /// About how much memory it occupies.
+    pub(crate) fn memory_size(&self) -> usize {
+        let values = |values: &Values| -> usize { values.iter().map(|(_, v)| 16 + v.memory_size()).sum() };
+        let mods: usize = self.mods.iter().map(|m| 72 + values(&m.keys) + values(&m.new) + values(&m.old)).sum();
+        size_of::<Self>() + self.columns.len() * 80 + mods
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RecordColumn {
     pub(crate) name: String,
     pub(crate) kind: Kind,
@@ -56,7 +80,7 @@ pub(crate) struct RecordColumn {
 }
 
 /// A row's change. Values stand with the places of their columns in the record.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct Mod {
     pub(crate) keys: Values,
     pub(crate) new: Values,
@@ -66,7 +90,7 @@ pub(crate) struct Mod {
 /// Some columns' values: the column's place in [`DataRecord::columns`], and the value.
 pub(crate) type Values = Vec<(usize, SpannerValue)>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum ModType {
     Insert,
     Update,
@@ -74,7 +98,7 @@ pub(crate) enum ModType {
 }
 
 /// What a change stream captures of a row: its option `value_capture_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Capture {
     /// Changed columns, before and after. Spanner's default.
     OldAndNewValues,

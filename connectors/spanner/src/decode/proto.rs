@@ -42,6 +42,8 @@ struct Data {
     value_capture_type: i32,
     #[prost(int32, tag = "10")]
     number_of_records_in_transaction: i32,
+    #[prost(int32, tag = "11")]
+    number_of_partitions_in_transaction: i32,
     #[prost(string, tag = "12")]
     transaction_tag: String,
     #[prost(bool, tag = "13")]
@@ -161,8 +163,8 @@ pub(super) fn record(value: &SpannerValue) -> Result<Record, String> {
 
 fn data_record(data: Data) -> Result<DataRecord, String> {
     let columns: Vec<RecordColumn> = data.columns.into_iter().map(column).collect::<Result<_, _>>()?;
-    let count = columns.len();
-    let row = |values: Vec<ModValue>| values.into_iter().map(|v| value(v, count)).collect::<Result<Values, String>>();
+    let width = columns.len();
+    let row = |values: Vec<ModValue>| values.into_iter().map(|v| value(v, width)).collect::<Result<Values, String>>();
     let mods = data
         .mods
         .into_iter()
@@ -188,11 +190,15 @@ fn data_record(data: Data) -> Result<DataRecord, String> {
             40 => Capture::NewRowAndOldValues,
             other => return Err(format!("{other} is no value_capture_type")),
         },
-        records_in_transaction: u64::try_from(data.number_of_records_in_transaction)
-            .map_err(|_| "a negative number of records")?,
+        records_in_transaction: count(data.number_of_records_in_transaction)?,
+        partitions_in_transaction: count(data.number_of_partitions_in_transaction)?,
         tag: data.transaction_tag,
         system: data.is_system_transaction,
     })
+}
+
+fn count(n: i32) -> Result<u64, String> {
+    u64::try_from(n).map_err(|_| "a negative count".to_owned())
 }
 
 fn column(wire: Column) -> Result<RecordColumn, String> {
@@ -241,9 +247,7 @@ fn plain(value: prost_types::Value) -> Result<SpannerValue, String> {
         Some(K::BoolValue(v)) => SpannerValue::Bool(v),
         Some(K::NumberValue(v)) => SpannerValue::Number(v),
         Some(K::StringValue(v)) => SpannerValue::Text(v),
-        Some(K::ListValue(list)) => {
-            SpannerValue::List(list.values.into_iter().map(plain).collect::<Result<_, _>>()?)
-        }
+        Some(K::ListValue(list)) => SpannerValue::List(list.values.into_iter().map(plain).collect::<Result<_, _>>()?),
         Some(K::StructValue(_)) => return Err("a value of an unexpected shape".to_owned()),
     })
 }

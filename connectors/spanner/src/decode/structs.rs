@@ -29,7 +29,7 @@ pub(super) fn records(value: &SpannerValue) -> Result<Vec<Record>, String> {
 }
 
 fn data_record(record: &SpannerValue) -> Result<DataRecord, String> {
-    let [commit, seq, transaction, _last, table, columns, mods, kind, captured, total, _partitions, tag, system] =
+    let [commit, seq, transaction, _last, table, columns, mods, kind, captured, total, partitions, tag, system] =
         fields(record, "data_change_record")?;
     let columns: Vec<RecordColumn> = list(columns, "column_types")?.iter().map(column).collect::<Result<_, _>>()?;
     let mods = list(mods, "mods")?.iter().map(|m| modification(m, &columns)).collect::<Result<_, _>>()?;
@@ -43,6 +43,7 @@ fn data_record(record: &SpannerValue) -> Result<DataRecord, String> {
         mod_type: mod_type(text(kind, "mod_type")?)?,
         capture: capture(text(captured, "value_capture_type")?)?,
         records_in_transaction: number(total, "number_of_records_in_transaction")?,
+        partitions_in_transaction: number(partitions, "number_of_partitions_in_transaction")?,
         tag: tag.as_text().unwrap_or_default().to_owned(),
         system: system.as_bool().unwrap_or_default(),
     })
@@ -79,7 +80,8 @@ fn children_record(record: &SpannerValue) -> Result<Children, String> {
     let child = |value| {
         let [token, parents] = fields(value, "child_partitions")?;
         let parents = list(parents, "parent_partition_tokens")?;
-        let parents = parents.iter().map(|p| text(p, "a parent's token").map(str::to_owned)).collect::<Result<_, _>>()?;
+        let parents =
+            parents.iter().map(|p| text(p, "a parent's token").map(str::to_owned)).collect::<Result<_, _>>()?;
         Ok(Child { token: text(token, "token")?.to_owned(), parents })
     };
     let children = list(children, "child_partitions")?.iter().map(child).collect::<Result<_, String>>()?;

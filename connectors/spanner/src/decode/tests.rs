@@ -46,8 +46,7 @@ fn wrapped(data: Option<SpannerValue>, heartbeat: Option<&str>, children: Option
 }
 
 fn expected() -> DataRecord {
-    let column =
-        |name: &str, kind, key, ordinal| RecordColumn { name: name.to_owned(), kind, key, ordinal };
+    let column = |name: &str, kind, key, ordinal| RecordColumn { name: name.to_owned(), kind, key, ordinal };
     DataRecord {
         commit: "2026-01-02T03:04:05.000000006Z".parse().unwrap(),
         sequence: 10,
@@ -66,6 +65,7 @@ fn expected() -> DataRecord {
         mod_type: ModType::Update,
         capture: Capture::NewRowAndOldValues,
         records_in_transaction: 3,
+        partitions_in_transaction: 2,
         tag: "txBy=me".to_owned(),
         system: false,
     }
@@ -191,7 +191,9 @@ mod published {
             record_sequence: "00000002".into(),
             partition_token: "a".into(),
             move_in_events: vec![csr::partition_event_record::MoveInEvent { source_partition_token: "s".into() }],
-            move_out_events: vec![csr::partition_event_record::MoveOutEvent { destination_partition_token: "d".into() }],
+            move_out_events: vec![csr::partition_event_record::MoveOutEvent {
+                destination_partition_token: "d".into(),
+            }],
         };
         let read = row(Form::Proto, &encoded(csr::Record::PartitionEventRecord(moved))).unwrap();
         let event = Record::Event { at: at_ours, sequence: 2, from: vec!["s".to_owned()], to: vec!["d".to_owned()] };
