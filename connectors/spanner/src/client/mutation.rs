@@ -22,6 +22,11 @@ pub enum Mutation {
         /// The values of the primary key's columns, in its order, for each row.
         keys: Vec<Vec<SpannerValue>>,
     },
+    /// Every row of a table.
+    DeleteAll {
+        /// The table.
+        table: String,
+    },
 }
 
 /// The row of a [`Mutation`].

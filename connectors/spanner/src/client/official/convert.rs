@@ -118,6 +118,7 @@ pub(super) fn mutation(of: Mutation) -> TheirMutation {
             let keys = keys.into_iter().fold(KeySet::builder(), |set, values| set.add_key(key(values)));
             TheirMutation::delete(table, keys.build())
         }
+        Mutation::DeleteAll { table } => TheirMutation::delete(table, KeySet::all()),
     }
 }
 
