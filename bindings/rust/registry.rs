@@ -14,6 +14,7 @@ use toml::Table;
 /// | `postgres` | yes | yes | yes | `postgres` |
 /// | `mysql` (MariaDB too) | | yes | yes | `mysql` |
 /// | `sqlite` | | yes | yes | `sqlite` |
+/// | `spanner` | yes | | | `spanner` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
@@ -48,6 +49,8 @@ pub fn registry() -> Registry {
     sink_and_stores::<anabranch_mysql::MySqlConfig, anabranch_mysql::MySql>(&mut registry, "mysql");
     #[cfg(feature = "sqlite")]
     sink_and_stores::<anabranch_sqlite::SqliteConfig, anabranch_sqlite::Sqlite>(&mut registry, "sqlite");
+    #[cfg(feature = "spanner")]
+    source::<anabranch_spanner::SpannerSourceConfig, anabranch_spanner::Spanner>(&mut registry, "spanner");
     registry
 }
 

@@ -17,13 +17,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anabranch_core::{
-    ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Result, Retention, RetentionLeft,
-    Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableName, TableSchema,
+    ChangeReader, Checkpoint, Error, ErrorKind, Marker, Partition, PartitionId, Position, Result, Retention,
+    RetentionLeft, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableName, TableSchema,
 };
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 
-use crate::client::{Client, Instant, Official};
+use crate::client::{Client, Code, Instant, Official};
 use crate::decode::Form;
 use assemble::{Assembler, Skip};
 pub use catalog::Dialect;
@@ -244,8 +244,12 @@ impl Source for Spanner {
         let client = self.connected().await?;
         let mut plan = setup::plan(self, Arc::clone(&client), resume).await?;
         if let Some(statement) = plan.create.take() {
-            let created = client.apply_ddl(vec![statement]).await;
-            created.map_err(|e| e.into_core(format!("cannot create the change stream {}", self.change_stream)))?;
+            client.apply_ddl(vec![statement]).await.map_err(|e| {
+                // Another change of the schema is under way: Spanner does one at a time.
+                let busy = e.code == Code::FailedPrecondition && e.message.contains("concurrent schema change");
+                let error = e.into_core(format!("cannot create the change stream {}", self.change_stream));
+                if busy { error.with_kind(ErrorKind::Transient) } else { error }
+            })?;
             // As it is now, and from a time on that it knows.
             plan = setup::plan(self, client, resume).await?;
         }
