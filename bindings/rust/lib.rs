@@ -156,7 +156,7 @@ pub mod postgres {
     pub use anabranch_postgres::*;
 }
 
-/// Spanner: sink, checkpoints and dead letters.
+/// Spanner: source, sink, checkpoints and dead letters.
 #[cfg(feature = "spanner")]
 pub mod spanner {
     pub use anabranch_spanner::*;

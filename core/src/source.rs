@@ -46,6 +46,13 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// The partitions known now. Asked at the start; later ones come from readers that close.
     async fn partitions(&self) -> Result<Vec<Partition>>;
 
+    /// Whether [`Source::partitions`] may list a partition that has been finished, at a later start. Where
+    /// it never does, the checkpoint forgets a partition once it is finished and all that followed it
+    /// are being read: it stays small however many come and go.
+    fn lists_finished(&self) -> bool {
+        true
+    }
+
     /// A reader of one partition. At most one is open for a partition at a time.
     async fn open(&self, partition: &Partition, from: &StartFrom) -> Result<Box<dyn ChangeReader>>;
 

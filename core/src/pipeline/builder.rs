@@ -87,7 +87,7 @@ impl Pipeline {
         let spec = &self.spec;
         let mut stored = spec.checkpointer.load(&spec.name).await?.map(|(_, checkpoint)| checkpoint);
         if let (Some(checkpoint), Some(store)) = (&mut stored, spec.sink.progress()) {
-            merge_progress(checkpoint, &store.read(&spec.name).await?, spec.lanes());
+            merge_progress(checkpoint, &store.read(&spec.name).await?, spec.lanes(), !spec.source.lists_finished());
         }
         let resume = stored.as_ref().filter(|c| !c.identity.0.is_empty());
         let source_statements = spec.source.check(resume).await?;

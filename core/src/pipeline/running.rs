@@ -10,7 +10,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Phase, Shared, Spec, Status};
 use crate::error::{Error, Result};
-use crate::model::{PartitionId, Position};
+use crate::model::{PartitionId, Position, Progress};
+use crate::source::SourceOrder;
 
 /// A pipeline that runs. Dropping it stops it, without waiting; [`RunningPipeline::stop`] waits.
 #[derive(Debug)]
@@ -87,15 +88,19 @@ impl RunningPipeline {
         })
     }
 
-    /// True once every partition has reached its marker.
+    /// True once every partition has reached its marker. One that is finished has; where partitions
+    /// give changes by commit time, what followed it must have, too.
     async fn reach(&self, marker: &BTreeMap<PartitionId, Position>) -> Result<bool> {
+        let by_time = self.spec.source.info().order == SourceOrder::CommitTimePerPartition;
         let mut watermark = self.shared.watermarks();
         let mut phases = self.shared.phases();
         loop {
             {
                 let now = watermark.borrow_and_update();
-                let passed = |(id, at): (&PartitionId, &Position)| {
-                    now.partitions.get(id).is_some_and(|p| p.position.rank >= at.rank)
+                let has = |p: &Progress, at: &Position| p.position.rank >= at.rank;
+                let passed = |(id, at): (&PartitionId, &Position)| match now.partitions.get(id) {
+                    Some(p) => has(p, at),
+                    None => now.finished.contains(id) && (!by_time || now.partitions.values().all(|p| has(p, at))),
                 };
                 if marker.iter().all(passed) {
                     return Ok(true);

@@ -1,6 +1,6 @@
 //! What a pipeline tells of itself.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -143,6 +143,8 @@ struct State {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Watermark {
     pub(crate) partitions: BTreeMap<PartitionId, Progress>,
+    /// Partitions that the source listed at the start and that are finished.
+    pub(crate) finished: BTreeSet<PartitionId>,
     pub(crate) dead_letters_open: u64,
 }
 
@@ -203,6 +205,7 @@ impl Shared {
     pub(crate) fn watermark(
         &self,
         partitions: BTreeMap<PartitionId, Progress>,
+        finished: BTreeSet<PartitionId>,
         safe_time: Option<Timestamp>,
         counters: Counters,
         waiting: u64,
@@ -215,7 +218,7 @@ impl Shared {
             s.lag_changes = waiting;
             s.dead_letters_open = dead_letters_open;
         });
-        self.watermark.send_replace(Watermark { partitions, dead_letters_open });
+        self.watermark.send_replace(Watermark { partitions, finished, dead_letters_open });
     }
 
     /// Something was made durable.

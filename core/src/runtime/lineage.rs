@@ -1,6 +1,6 @@
 //! The partition engine: which partitions are read, which wait for their parents, which are done.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use tokio::sync::watch;
 
@@ -11,13 +11,19 @@ type Partitions = BTreeMap<PartitionId, PartitionProgress>;
 /// Every partition that is known, and how far it is.
 ///
 /// A child is opened only when all its parents are finished; a parent is finished when it is closed,
-/// everything in it is durable, and a checkpoint that names its children is saved.
+/// everything in it is durable, and a checkpoint that names its children is saved. A parent that is not
+/// known yet is waited for. Once a child is open its parents do not matter any more; a checkpoint that
+/// has it as [`PartitionStatus::Running`] need not have them.
 #[derive(Debug)]
 pub(crate) struct Lineage {
     partitions: Partitions,
     reading: HashMap<PartitionId, Read>,
     /// Finished according to the checkpoint that was saved last.
     finished: HashSet<PartitionId>,
+    /// Listed by the source: never forgotten, or it would be read again.
+    listed: HashSet<PartitionId>,
+    /// A finished partition may be forgotten once all that followed it are being read.
+    forgets: bool,
     moved: bool,
     wants_saving: bool,
 }
@@ -32,8 +38,10 @@ struct Read {
 }
 
 impl Lineage {
-    /// What the checkpoint knows, and the roots that the source knows now.
-    pub(crate) fn new(mut partitions: Partitions, known: Vec<Partition>) -> Self {
+    /// What the checkpoint knows, and the roots that the source knows now. `forgets`: the source never
+    /// lists a partition again that is finished, unless it lists it now too.
+    pub(crate) fn new(mut partitions: Partitions, known: Vec<Partition>, forgets: bool) -> Self {
+        let listed = known.iter().map(|p| p.id.clone()).collect();
         for partition in known {
             let entry = partitions.entry(partition.id).or_default();
             entry.parents = partition.parents;
@@ -41,7 +49,7 @@ impl Lineage {
         }
         let done = |p: &PartitionProgress| p.status == PartitionStatus::Finished;
         let finished = partitions.iter().filter(|(_, p)| done(p)).map(|(id, _)| id.clone()).collect();
-        Self { partitions, reading: HashMap::new(), finished, moved: false, wants_saving: false }
+        Self { partitions, reading: HashMap::new(), finished, listed, forgets, moved: false, wants_saving: false }
     }
 
     /// The partitions that are not finished, with where they resume.
@@ -54,8 +62,12 @@ impl Lineage {
     pub(crate) fn openable(&mut self) -> Vec<(Partition, Option<Position>, watch::Receiver<Option<Position>>)> {
         let mut open = Vec::new();
         for (id, p) in &mut self.partitions {
-            let parents_done = p.parents.iter().all(|parent| self.finished.contains(parent));
-            if p.status == PartitionStatus::Finished || !parents_done {
+            let may_open = match p.status {
+                PartitionStatus::Finished => false,
+                PartitionStatus::Running => true,
+                PartitionStatus::Created => p.parents.iter().all(|parent| self.finished.contains(parent)),
+            };
+            if !may_open {
                 continue;
             }
             let read = self.reading.entry(id.clone()).or_insert_with(|| Read {
@@ -71,7 +83,32 @@ impl Lineage {
                 open.push((partition(id, p), from, read.acknowledged.subscribe()));
             }
         }
+        if !open.is_empty() {
+            self.forget();
+        }
         open
+    }
+
+    /// Drops finished partitions whose children are all being read or finished.
+    fn forget(&mut self) {
+        if !self.forgets {
+            return;
+        }
+        let waiting = self.partitions.values().filter(|p| p.status == PartitionStatus::Created);
+        let needed: HashSet<PartitionId> = waiting.flat_map(|p| p.parents.iter().cloned()).collect();
+        let before = self.partitions.len();
+        let (finished, listed) = (&mut self.finished, &self.listed);
+        self.partitions.retain(|id, p| {
+            let keep = p.status != PartitionStatus::Finished
+                || !finished.contains(id)
+                || listed.contains(id)
+                || needed.contains(id);
+            if !keep {
+                finished.remove(id);
+            }
+            keep
+        });
+        self.moved |= self.partitions.len() < before;
     }
 
     pub(crate) fn received(&mut self, id: &PartitionId, end: &Position) {
@@ -87,13 +124,24 @@ impl Lineage {
     }
 
     pub(crate) fn closed(&mut self, id: &PartitionId, children: Vec<Partition>) {
+        // What its own readers proved is true of what comes after it, too.
+        let inherited = self.partitions.get(id).and_then(|p| p.safe_time);
         for child in children {
-            // A merged child is reported by each of its parents: it is one partition.
-            self.partitions.entry(child.id).or_insert_with(|| PartitionProgress {
-                parents: child.parents,
-                start: child.start,
-                ..Default::default()
-            });
+            // A merged child is reported by each of its parents: it is one partition. Each may know
+            // parents that the others do not, and the last one where it really begins.
+            let known = self
+                .partitions
+                .entry(child.id)
+                .or_insert_with(|| PartitionProgress { safe_time: inherited, ..Default::default() });
+            if known.status != PartitionStatus::Created {
+                continue;
+            }
+            let new: Vec<_> = child.parents.into_iter().filter(|p| !known.parents.contains(p)).collect();
+            known.parents.extend(new);
+            let rank = |at: &Option<Position>| at.as_ref().map(|at| at.rank.clone());
+            if rank(&known.start) < rank(&child.start) {
+                known.start = child.start;
+            }
         }
         if let Some(read) = self.reading.get_mut(id) {
             read.closed = true;
@@ -115,6 +163,7 @@ impl Lineage {
                 self.moved = true;
             }
         }
+        let mut closed: Vec<(PartitionId, Option<Timestamp>)> = Vec::new();
         for (id, read) in self.reading.iter().filter(|(_, r)| r.closed) {
             let Some(p) = self.partitions.get_mut(id) else { continue };
             let rank = |at: &Option<Position>| at.as_ref().map_or_else(Rank::default, |at| at.rank.clone());
@@ -122,6 +171,14 @@ impl Lineage {
                 p.status = PartitionStatus::Finished;
                 self.moved = true;
                 self.wants_saving = true;
+                closed.push((id.clone(), p.safe_time));
+            }
+        }
+        // A parent leaves the least of all safe times: its children, which begin after it, stay at
+        // least where it was, so that the least never goes back.
+        for (parent, safe_time) in closed {
+            for child in self.partitions.values_mut().filter(|p| p.parents.contains(&parent)) {
+                child.safe_time = child.safe_time.max(safe_time);
             }
         }
     }
@@ -168,10 +225,20 @@ impl Lineage {
         }
     }
 
-    /// How far every unfinished partition is durable.
+    /// How far every unfinished partition is durable; one that has given nothing yet is where it starts.
     pub(crate) fn durable(&self) -> BTreeMap<PartitionId, Progress> {
         let open = self.partitions.iter().filter(|(_, p)| p.status != PartitionStatus::Finished);
-        open.filter_map(|(id, p)| Some((id.clone(), progress(id, p)?))).collect()
+        open.filter_map(|(id, p)| {
+            let position = p.position.clone().or_else(|| p.start.clone())?;
+            Some((id.clone(), Progress { partition: id.clone(), position, safe_time: p.safe_time }))
+        })
+        .collect()
+    }
+
+    /// Of the partitions that the source listed, those in which everything is durable.
+    pub(crate) fn finished_of_listed(&self) -> BTreeSet<PartitionId> {
+        let done = |id: &&PartitionId| self.partitions.get(*id).is_some_and(|p| p.status == PartitionStatus::Finished);
+        self.listed.iter().filter(done).cloned().collect()
     }
 
     /// The time up to which every partition is durable; `None` while one does not say.
@@ -189,3 +256,7 @@ fn partition(id: &PartitionId, p: &PartitionProgress) -> Partition {
 fn progress(id: &PartitionId, p: &PartitionProgress) -> Option<Progress> {
     Some(Progress { partition: id.clone(), position: p.position.clone()?, safe_time: p.safe_time })
 }
+
+#[cfg(test)]
+#[path = "lineage_tests.rs"]
+mod tests;

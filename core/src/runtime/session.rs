@@ -37,7 +37,7 @@ impl Session {
             None => Vec::new(),
         };
         // Before anything is written: a claim stores the new number of lanes.
-        check_lanes(lanes, &before, &keeper.checkpoint)?;
+        check_lanes(lanes, &before, &keeper.checkpoint, !spec.source.lists_finished())?;
         if keeper.checkpoint.identity.0.is_empty()
             && let Some(lane) = before.iter().find(|l| !l.identity.0.is_empty())
         {
@@ -45,7 +45,7 @@ impl Session {
             keeper.checkpoint.identity = lane.identity.clone();
         }
         let stored = take_over_target(spec, &keeper, lanes).await?;
-        merge_progress(&mut keeper.checkpoint, &stored, lanes);
+        merge_progress(&mut keeper.checkpoint, &stored, lanes, !spec.source.lists_finished());
 
         let fresh = keeper.checkpoint.identity.0.is_empty();
         let identity = spec.source.prepare((!fresh).then_some(&keeper.checkpoint)).await?;
@@ -75,7 +75,7 @@ impl Session {
         let preflight = preflight(&targets, spec.sink.as_ref(), &spec.consent, spec.create_tables).await?;
         preflight.verdict()?;
         let routing = spec.order.routing(&preflight.pinned_groups());
-        check_routing(lanes, &routing, &stored, &keeper.checkpoint)?;
+        check_routing(lanes, &routing, &stored, &keeper.checkpoint, !spec.source.lists_finished())?;
         keeper.checkpoint.routing = routing;
         keeper.save().await?;
         preflight.create_missing(spec.sink.as_ref()).await?;
@@ -123,9 +123,9 @@ async fn take_over_target(spec: &Spec, keeper: &Keeper, lanes: u32) -> Result<Ve
 }
 
 /// Lanes may be added or taken away only when all of them stand at the same place.
-fn check_lanes(lanes: u32, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
+fn check_lanes(lanes: u32, stored: &[LaneProgress], checkpoint: &Checkpoint, forgets: bool) -> Result<()> {
     let Some(before) = stored.iter().map(|l| l.lanes).find(|&n| n > 0).filter(|&n| n != lanes) else { return Ok(()) };
-    if before > 1 && some_lane_is_ahead(stored, checkpoint) {
+    if before > 1 && some_lane_is_ahead(stored, checkpoint, forgets) {
         return Err(Error::config(
             "pipeline.lanes",
             format!("is {lanes} now and was {before}, and the lanes do not stand at one place"),
@@ -137,9 +137,15 @@ fn check_lanes(lanes: u32, stored: &[LaneProgress], checkpoint: &Checkpoint) -> 
 
 /// A table may go to another lane (it got a unique or foreign key in the target) only when all lanes
 /// stand at the same place.
-fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
+fn check_routing(
+    lanes: u32,
+    routing: &str,
+    stored: &[LaneProgress],
+    checkpoint: &Checkpoint,
+    forgets: bool,
+) -> Result<()> {
     let same = checkpoint.routing.is_empty() || checkpoint.routing == routing;
-    if !same && lanes > 1 && some_lane_is_ahead(stored, checkpoint) {
+    if !same && lanes > 1 && some_lane_is_ahead(stored, checkpoint, forgets) {
         return Err(Error::config(
             "pipeline.order",
             "unique or foreign keys of the target have changed, and the lanes do not stand at one place",
@@ -150,14 +156,20 @@ fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint:
 }
 
 /// Whether a lane has committed something that not all of them have: no orderly stop came after it.
-fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool {
+/// A partition that the checkpoint forgot is finished on all lanes.
+fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint, forgets: bool) -> bool {
+    let forgets = forgets && !checkpoint.partitions.is_empty();
     let low = |id: &PartitionId| checkpoint.partitions.get(id).and_then(|p| p.position.as_ref());
+    let forgotten = |id: &PartitionId| forgets && !checkpoint.partitions.contains_key(id);
     let positions = stored.iter().flat_map(|l| l.partitions.values()).filter(|p| p.partition.as_str() != RETRIED);
-    positions.into_iter().any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
+    let mut positions = positions.into_iter().filter(|p| !forgotten(&p.partition));
+    positions.any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
 }
 
-/// Moves the checkpoint's positions up to what all lanes have committed.
-pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32) {
+/// Moves the checkpoint's positions up to what all lanes have committed. `forgets`: a partition that the
+/// checkpoint does not have was finished, and forgotten; one of which it knows nothing at all was lost.
+pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress], lanes: u32, forgets: bool) {
+    let only_known = forgets && !checkpoint.partitions.is_empty();
     let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
     let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
     let Some(first) = active.first() else { return };
@@ -165,6 +177,9 @@ pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress
         let others: Option<Vec<&Progress>> = active.iter().map(|l| l.partitions.get(id)).collect();
         let lowest = others.and_then(|all| all.into_iter().min_by(|a, b| a.position.rank.cmp(&b.position.rank)));
         let Some(lowest) = lowest.filter(|_| active.len() as u32 == before) else { continue };
+        if only_known && !checkpoint.partitions.contains_key(id) {
+            continue;
+        }
         let entry = checkpoint.partitions.entry(id.clone()).or_default();
         let behind = |p: &Position| p.rank < lowest.position.rank;
         if entry.position.as_ref().is_none_or(behind) {

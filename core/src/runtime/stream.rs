@@ -124,7 +124,9 @@ impl Coordinator {
         }
         let copied = copies(&session).then(|| session.tables.iter().map(|(_, target)| target.name.clone()).collect());
         let mut checkpoint = session.keeper.checkpoint.clone();
-        let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
+        let listed = spec.source.partitions().await?;
+        let forgets = !spec.source.lists_finished();
+        let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), listed, forgets);
         let transforms = session.transforms.clone();
         let stores = spec.sink.progress().is_some();
         let mut this = Self {
@@ -362,7 +364,8 @@ impl Coordinator {
         let visible = |p: &Position| self.snapshot.tables.values().all(|t| t.point.rank <= p.rank);
         let whole = progress.values().all(|p| visible(&p.position));
         let safe_time = self.lineage.safe_time().filter(|_| whole);
-        self.shared.watermark(progress, safe_time, counters, waiting, self.letters.open());
+        let finished = self.lineage.finished_of_listed();
+        self.shared.watermark(progress, finished, safe_time, counters, waiting, self.letters.open());
         if self.lineage.wants_saving() && self.saver.is_idle() {
             self.save_if_moved();
         }

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use anabranch_core::Timestamp;
 use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
 
 /// Seconds from 0001-01-01T00:00:00Z, Spanner's first instant, to 1970.
 const YEAR_ONE: i64 = 62_135_596_800;
@@ -18,7 +19,7 @@ const YEAR_TEN_THOUSAND: i64 = 253_402_300_800;
 /// let t: Instant = "2026-01-02T03:04:05.000000006Z".parse().unwrap();
 /// assert_eq!(t.to_string(), "2026-01-02T03:04:05.000000006Z");
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Instant {
     seconds: i64,
     nanos: u32,
@@ -27,6 +28,9 @@ pub struct Instant {
 impl Instant {
     /// The length of [`Instant::to_bytes`].
     pub const BYTES: usize = 12;
+
+    /// The last instant that Spanner has.
+    pub const MAX: Self = Self { seconds: YEAR_TEN_THOUSAND - 1, nanos: 999_999_999 };
 
     /// From seconds since 1970 and nanoseconds within the second; `None` outside of Spanner's range.
     pub fn new(seconds: i64, nanos: u32) -> Option<Self> {

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 pub use error::{Code, SpannerError};
 pub use instant::Instant;
 pub use mutation::{Mutation, Write};
+pub(crate) use official::check_database;
 pub use official::{Official, OfficialBuilder};
 pub use statement::{Kind, Param, SpannerValue, Statement};
 

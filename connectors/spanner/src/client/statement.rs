@@ -1,5 +1,7 @@
 //! A statement with its parameters.
 
+use serde::{Deserialize, Serialize};
+
 /// SQL with parameters bound by name, never spliced: `@name` in GoogleSQL, `$1` (named `p1`) in the
 /// PostgreSQL dialect.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,7 +38,7 @@ pub struct Param {
 }
 
 /// A type of Spanner.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are Spanner's")]
 pub enum Kind {
     Untyped,
@@ -63,7 +65,7 @@ pub enum Kind {
 }
 
 /// A value as the protocol carries it.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub enum SpannerValue {
     /// NULL.
     #[default]
@@ -101,6 +103,16 @@ impl SpannerValue {
             Self::Bool(value) => Some(*value),
             _ => None,
         }
+    }
+
+    /// About how much memory it occupies beside itself.
+    pub(crate) fn memory_size(&self) -> usize {
+        size_of::<Self>()
+            + match self {
+                Self::Text(text) => text.len(),
+                Self::List(list) => list.iter().map(Self::memory_size).sum(),
+                _ => 0,
+            }
     }
 
     /// Whether it is NULL.

@@ -170,11 +170,7 @@ async fn created_tables_hold_every_type() {
         (DataType::Float32, &[("0.5", "0.5"), ("NaN", "NaN"), ("-Infinity", "-Infinity")], &[]),
         (DataType::Float64, &[("0.1", "0.1"), ("NaN", "NaN"), ("Infinity", "Infinity")], &[]),
         (decimal(Some(10), Some(2)), &[("-1.50", "-1.5"), ("0.00", "0")], &[]),
-        (
-            decimal(Some(40), Some(2)),
-            &[("123456789012345678901234567890.10", "123456789012345678901234567890.10")],
-            &[],
-        ),
+        (decimal(Some(40), Some(2)), &[("123456789012345678901234567890.10", "123456789012345678901234567890.1")], &[]),
         (DataType::Text { max_chars: Some(3) }, &[("äöü", "äöü"), ("", "")], &["äöüß"]),
         (text(), &[("a\u{1f980}\n", "a\u{1f980}\n")], &[]),
         (DataType::Char { chars: 3 }, &[("a  ", "a  ")], &[]),
@@ -223,6 +219,15 @@ async fn created_tables_hold_every_type() {
             let said = |e: anabranch_core::Error| panic!("{dialect:?} {data_type}: {}", e.report());
             written(&sink, &units[..1]).await.unwrap_or_else(said);
             let found = target.rows(&format!("SELECT v FROM t{n} ORDER BY id"));
+            // The PostgreSQL dialect keeps zeros at the end.
+            let plain = |text: String| match data_type {
+                DataType::Decimal { .. } if text.contains('.') => {
+                    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+                }
+                _ => text,
+            };
+            let found: Vec<Vec<_>> =
+                found.into_iter().map(|row| row.into_iter().map(|v| v.map(plain)).collect()).collect();
             let mut expected = vec![vec![None]];
             expected.extend(good.iter().map(|(_, shown)| vec![Some((*shown).to_owned())]));
             assert_eq!(found, expected, "{dialect:?} {data_type}");

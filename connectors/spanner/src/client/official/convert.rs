@@ -12,6 +12,8 @@ use crate::client::{Code, Instant, Kind, Mutation, Row, SpannerError, SpannerVal
 pub(super) fn error(e: &Error) -> SpannerError {
     let code = match e.status() {
         Some(status) => Code::from_number(status.code as i32),
+        // The emulator's REST does not wrap its errors as Google's does.
+        None if code_of_payload(e).is_some() => code_of_payload(e).unwrap_or(Code::Unknown),
         None if e.is_authentication() => Code::Unauthenticated,
         None if e.is_timeout() => Code::DeadlineExceeded,
         None if e.is_binding() || e.is_serialization() || e.is_deserialization() => Code::InvalidArgument,
@@ -22,6 +24,11 @@ pub(super) fn error(e: &Error) -> SpannerError {
         None => chain(e),
     };
     SpannerError::new(code, message)
+}
+
+fn code_of_payload(e: &Error) -> Option<Code> {
+    let payload: serde_json::Value = serde_json::from_slice(e.http_payload()?).ok()?;
+    payload.get("code")?.as_i64().map(|code| Code::from_number(code as i32))
 }
 
 /// An error and its causes in one line: the client's own errors say little without them.

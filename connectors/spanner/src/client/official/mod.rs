@@ -60,7 +60,7 @@ impl OfficialBuilder {
     /// [`Config`](ErrorKind::Config) for a malformed name or endpoint and missing credentials;
     /// by the code of the answer otherwise.
     pub async fn connect(self) -> Result<Official, Error> {
-        check_name(&self.database)?;
+        check_database(&self.database)?;
         let endpoint = self.endpoint.or_else(emulator).map(with_scheme);
         let mut builder = Spanner::builder();
         if let Some(endpoint) = &endpoint {
@@ -139,7 +139,8 @@ impl Client for Official {
     }
 }
 
-fn check_name(database: &str) -> Result<(), Error> {
+/// Checks the name of a database.
+pub(crate) fn check_database(database: &str) -> Result<(), Error> {
     let parts: Vec<&str> = database.split('/').collect();
     match parts[..] {
         ["projects", p, "instances", i, "databases", d] if !p.is_empty() && !i.is_empty() && !d.is_empty() => Ok(()),
@@ -176,11 +177,11 @@ mod tests {
 
     #[test]
     fn a_database_is_named_in_full() {
-        assert!(check_name("projects/p/instances/i/databases/d").is_ok());
+        assert!(check_database("projects/p/instances/i/databases/d").is_ok());
         for bad in
             ["d", "projects/p/instances/i", "projects//instances/i/databases/d", "projects/p/instances/i/databases/d/x"]
         {
-            let e = check_name(bad).unwrap_err().to_string();
+            let e = check_database(bad).unwrap_err().to_string();
             assert!(e.starts_with("database: ") && e.contains("projects/PROJECT/"), "{e}");
         }
     }
