@@ -137,7 +137,7 @@ pub use anabranch_mysql::MySql;
 #[cfg(feature = "postgres")]
 pub use anabranch_postgres::{Postgres, PostgresSink};
 #[cfg(feature = "spanner")]
-pub use anabranch_spanner::SpannerSink;
+pub use anabranch_spanner::{Spanner, SpannerSink};
 #[cfg(feature = "sqlite")]
 pub use anabranch_sqlite::Sqlite;
 /// The attribute that implementations of the traits carry.

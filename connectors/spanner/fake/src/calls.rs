@@ -206,11 +206,17 @@ fn statement(database: &Database, request: &wire::ExecuteSqlRequest) -> Called<A
         let rows = a.rows.iter().map(|row| row.iter().map(of_json).collect()).collect();
         (a.columns.clone(), rows)
     });
-    let known =
-        scripted.or_else(|| schema::answer(&state, database.dialect, sql, request.params.as_ref())).or_else(|| {
-            let (names, rows) = state.tables.select(sql, request.params.as_ref(), database.dialect)?;
-            Some((schema::typed(&state, sql, names), rows))
-        });
+    let clock = || {
+        let now = database.clock.now().to_string();
+        let asked = sql.eq_ignore_ascii_case("SELECT CURRENT_TIMESTAMP");
+        asked.then(|| (vec![(String::new(), "TIMESTAMP".to_owned())], vec![vec![text(now)]]))
+    };
+    let params = request.params.as_ref();
+    let known = scripted.or_else(clock).or_else(|| schema::answer(&state, database.dialect, sql, params));
+    let known = known.or_else(|| {
+        let (names, rows) = state.tables.select(sql, params, database.dialect)?;
+        Some((schema::typed(&state, sql, names), rows))
+    });
     let Some((columns, mut rows)) = known else {
         return Err(Status::invalid_argument(format!("the fake has no answer to: {sql}")));
     };

@@ -140,7 +140,7 @@ async fn what_the_retention_took_is_told() {
     let sink = MemorySink::new();
     let started = pipeline(&fake, t(0), &sink).build().unwrap().start().await;
     let error = match started {
-        Ok(running) => running.wait().await.unwrap_err(),
+        Ok(mut running) => running.wait().await.unwrap_err(),
         Err(error) => error,
     };
     assert!(matches!(error.kind(), ErrorKind::Fatal | ErrorKind::Config), "{}", error.report());
@@ -162,7 +162,7 @@ async fn a_malformed_record_is_an_error_that_keeps_it() {
         stream.raw("a", t(2), malformed.clone());
         let fake: FakeSpanner = Script::start(script(dialect, stream, t(20)));
         let sink = MemorySink::new();
-        let running = start(pipeline(&fake, t(0), &sink)).await;
+        let mut running = start(pipeline(&fake, t(0), &sink)).await;
         let ended = tokio::time::timeout(Duration::from_secs(60), running.wait()).await;
         let error = ended.expect("the pipeline ends").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fatal, "{}", error.report());
