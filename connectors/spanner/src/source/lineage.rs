@@ -84,7 +84,9 @@ pub(crate) fn begun(reader: &PartitionId, at: Instant, tokens: Vec<String>) -> i
 /// Mutable key ranges: the reader's own partition goes on after its record `sequence` of this time.
 pub(crate) fn goes_on(reader: &PartitionId, token: &str, at: Instant, sequence: u32) -> Partition {
     let start = Some(place::amid(at, sequence));
-    Partition { id: named("next", at, token), parents: vec![reader.clone()], start }
+    // Told by its record: a move at the same time makes a `next` of it.
+    let what = format!("on-{sequence}");
+    Partition { id: named(&what, at, token), parents: vec![reader.clone()], start }
 }
 
 /// Mutable key ranges: what follows a move of rows at `at`, record `sequence` of the reader's partition.

@@ -67,8 +67,9 @@ impl Builder {
         format!("p{:03}", self.next_token)
     }
 
-    fn pass(&mut self, nanos: i64) {
-        self.now = self.now.plus_nanos(nanos);
+    /// Commit times have microseconds (Spanner's documentation, "Commit timestamps").
+    fn pass(&mut self, micros: i64) {
+        self.now = self.now.plus_nanos(micros * 1_000);
         self.busy.clear();
     }
 
@@ -84,8 +85,8 @@ impl Builder {
                 0..=11 => self.commit(),
                 12..=13 => self.pass(1),
                 14..=15 => {
-                    let nanos = self.random.random_range(1..3_000_000_000);
-                    self.pass(nanos);
+                    let micros = self.random.random_range(1..3_000_000);
+                    self.pass(micros);
                 }
                 16..=17 => self.split(),
                 18 => self.merge(),
@@ -105,7 +106,7 @@ impl Builder {
 
     fn commit(&mut self) {
         if self.random.random_ratio(2, 3) {
-            self.pass(1_000);
+            self.pass(10);
         }
         let id = format!("{:08}", self.random.random_range(0..100_000_000));
         let table = kv();
