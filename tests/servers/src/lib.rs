@@ -21,11 +21,13 @@ mod dynamodb;
 mod error;
 pub mod find;
 mod folder;
+mod http;
 mod mariadb;
 mod port;
 mod postgres;
 mod process;
 mod query;
+mod spanner;
 mod tls;
 
 pub use dynamodb::{DynamoOptions, DynamoServer};
@@ -34,6 +36,7 @@ pub use find::PgVersion;
 pub use mariadb::{MariaOptions, MariaServer};
 pub use postgres::{PgOptions, PgServer};
 pub use query::Row;
+pub use spanner::{SpannerDialect, SpannerOptions, SpannerServer};
 pub use tls::TlsFiles;
 
 /// A PostgreSQL with the defaults of [`PgOptions`], or `None`, with a line that says `skipped`, if
@@ -69,5 +72,17 @@ pub fn dynamodb() -> Option<DynamoServer> {
     match DynamoOptions::new().start() {
         Ok(server) => server,
         Err(e) => panic!("DynamoDB Local does not start: {e}"),
+    }
+}
+
+/// A Cloud Spanner emulator with the defaults of [`SpannerOptions`], or `None`, with a line that says
+/// `skipped`, if it is not installed. Its databases live in memory: a kill loses them.
+///
+/// # Panics
+/// If it is installed and does not start.
+pub fn spanner() -> Option<SpannerServer> {
+    match SpannerOptions::new().start() {
+        Ok(server) => server,
+        Err(e) => panic!("the Cloud Spanner emulator does not start: {e}"),
     }
 }

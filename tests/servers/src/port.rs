@@ -17,9 +17,14 @@ static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 pub(crate) fn free() -> u16 {
     loop {
         let port = rand::random_range(PORTS);
-        let bindable = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-        if bindable && GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port) {
+        if take(port) {
             return port;
         }
     }
+}
+
+/// Whether `port` is as [`free`] promises; then it is given out.
+pub(crate) fn take(port: u16) -> bool {
+    let bindable = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    bindable && GIVEN.lock().unwrap_or_else(PoisonError::into_inner).insert(port)
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anabranch_servers::{MariaOptions, PgOptions, PgVersion, dynamodb, mariadb, postgres};
+use anabranch_servers::{MariaOptions, PgOptions, PgVersion, SpannerDialect, dynamodb, mariadb, postgres, spanner};
 
 type Tested = Result<(), Box<dyn std::error::Error>>;
 
@@ -147,5 +147,30 @@ fn servers_run_side_by_side_and_outlive_the_thread_that_started_them() -> Tested
     if let Some(server) = std::thread::spawn(mariadb).join().ok().flatten() {
         assert_eq!(server.exec("", "SELECT 1")?.len(), 1);
     }
+    Ok(())
+}
+
+#[test]
+fn the_spanner_emulator_forgets_everything_in_a_crash() -> Tested {
+    let Some(server) = spanner() else { return Ok(()) };
+    let google = ["CREATE TABLE T (Id INT64 NOT NULL, Note STRING(MAX)) PRIMARY KEY (Id)"];
+    let postgres = ["CREATE TABLE t (id bigint PRIMARY KEY, note text)"];
+    for (dialect, ddl) in [(SpannerDialect::GoogleSql, google), (SpannerDialect::PostgreSql, postgres)] {
+        let db = server.create_db(dialect, &ddl)?;
+        let insert = |n: i64| format!("INSERT INTO t (id, note) VALUES ({n}, 'one'), ({}, NULL)", n + 1);
+        server.transaction(&db, &[&insert(1), &insert(3)])?;
+        assert!(server.transaction(&db, &[&insert(5), &insert(1)]).is_err(), "{}", server.log());
+        let rows = server.exec(&db, "SELECT id, note FROM t ORDER BY id")?;
+        assert_eq!(rows.len(), 4);
+        assert_eq!(rows[..2], [vec![Some("1".to_owned()), Some("one".to_owned())], vec![Some("2".to_owned()), None]]);
+    }
+    let host = server.host();
+    server.kill9()?;
+    assert!(server.exec("projects/test/instances/test/databases/db1", "SELECT 1").is_err());
+    server.start()?;
+    assert_eq!(server.host(), host);
+    assert!(server.exec("projects/test/instances/test/databases/db1", "SELECT 1").is_err());
+    let db = server.create_db(SpannerDialect::GoogleSql, &google)?;
+    assert_eq!(server.exec(&db, "SELECT COUNT(*) FROM t")?, [vec![Some("0".to_owned())]]);
     Ok(())
 }

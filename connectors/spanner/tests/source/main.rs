@@ -1,0 +1,4 @@
+//! The source against the Cloud Spanner emulator, whose partitions split and merge every second.
+
+mod shop;
+mod streams;
