@@ -136,6 +136,8 @@ mod registry;
 pub use anabranch_mysql::MySql;
 #[cfg(feature = "postgres")]
 pub use anabranch_postgres::{Postgres, PostgresSink};
+#[cfg(feature = "spanner")]
+pub use anabranch_spanner::{Spanner, SpannerSink};
 #[cfg(feature = "sqlite")]
 pub use anabranch_sqlite::Sqlite;
 /// The attribute that implementations of the traits carry.
@@ -152,6 +154,12 @@ pub mod mysql {
 #[cfg(feature = "postgres")]
 pub mod postgres {
     pub use anabranch_postgres::*;
+}
+
+/// Spanner: source, sink, checkpoints and dead letters.
+#[cfg(feature = "spanner")]
+pub mod spanner {
+    pub use anabranch_spanner::*;
 }
 
 /// Everything of the SQLite connector.

@@ -14,7 +14,7 @@ use toml::Table;
 /// | `postgres` | yes | yes | yes | `postgres` |
 /// | `mysql` (MariaDB too) | | yes | yes | `mysql` |
 /// | `sqlite` | | yes | yes | `sqlite` |
-/// | `spanner` | yes | | | `spanner` |
+/// | `spanner` | yes | yes | yes | `spanner` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
@@ -50,7 +50,11 @@ pub fn registry() -> Registry {
     #[cfg(feature = "sqlite")]
     sink_and_stores::<anabranch_sqlite::SqliteConfig, anabranch_sqlite::Sqlite>(&mut registry, "sqlite");
     #[cfg(feature = "spanner")]
-    source::<anabranch_spanner::SpannerSourceConfig, anabranch_spanner::Spanner>(&mut registry, "spanner");
+    {
+        use anabranch_spanner::{Spanner, SpannerSink, SpannerSinkConfig, SpannerSourceConfig};
+        source::<SpannerSourceConfig, Spanner>(&mut registry, "spanner");
+        sink_and_stores::<SpannerSinkConfig, SpannerSink>(&mut registry, "spanner");
+    }
     registry
 }
 
