@@ -30,6 +30,13 @@ const READ_AHEAD: usize = 64;
 /// How many units a lane has at most: one it writes, and one that is ready when it is done.
 const UNITS_AT_LANE: usize = 2;
 
+/// Above this many partitions the watermark is shown at times, not after each batch: it takes a look
+/// at all of them.
+const FEW_PARTITIONS: usize = 16;
+
+/// How often it is shown then.
+const SHOW: Duration = Duration::from_millis(50);
+
 /// How often open dead letters are tried again, and an operator's decisions about them are seen.
 const RETRY_LETTERS: Duration = Duration::from_secs(10);
 
@@ -62,6 +69,8 @@ struct Coordinator {
     readers: JoinSet<Result<()>>,
     readings: mpsc::Receiver<Reading>,
     lineage: Lineage,
+    /// Something moved that the watermark does not show yet.
+    unshown: bool,
     saver: Saver,
     /// Progress that is stored in the target with the data may be acknowledged at once.
     stores_progress_in_one_lane: bool,
@@ -148,6 +157,7 @@ impl Coordinator {
             readers: JoinSet::new(),
             readings,
             lineage,
+            unshown: false,
             saver: Saver::start(SaveTask { keeper: session.keeper }),
             retrying: Retrying::No,
         };
@@ -166,6 +176,8 @@ impl Coordinator {
         save.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut retry = interval(RETRY_LETTERS);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut show = interval(SHOW);
+        show.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = false;
         loop {
             self.hand_out()?;
@@ -189,12 +201,13 @@ impl Coordinator {
                 Some(ended) = self.readers.join_next() => ended.unwrap_or_else(|e| Err(panicked(e)))?,
                 // 5. Stopping: nothing more is taken in; what is under way is finished.
                 () = stop.cancelled(), if !stopping => stopping = true,
-                // 6. and 7. Timers.
+                // 6. to 8. Timers.
                 _ = save.tick() => self.save_if_moved(),
+                _ = show.tick(), if self.unshown => self.publish(),
                 _ = retry.tick() => if self.letters.open() > 0 && self.retrying == Retrying::No {
                     self.retrying = Retrying::Waiting;
                 },
-                // 8. New batches come last: taking them in makes work for all the others.
+                // 9. New batches come last: taking them in makes work for all the others.
                 Some(reading) = self.readings.recv(), if hungry => self.on_reading(reading)?,
             }
         }
@@ -210,7 +223,7 @@ impl Coordinator {
                 let id = self.batches.add(Arc::clone(&batch), permit);
                 self.orderer.push(id, &batch)?;
                 if batch.is_empty() {
-                    self.publish();
+                    self.publish_soon();
                 }
             }
             Reading::Closed(id, children) => {
@@ -219,7 +232,7 @@ impl Coordinator {
                 }
                 self.orderer.closed(&id);
                 self.lineage.closed(&id, children);
-                self.publish();
+                self.publish_soon();
             }
             Reading::Stopped(id) => {
                 self.lineage.stopped(&id);
@@ -272,7 +285,7 @@ impl Coordinator {
                     }
                 }
                 self.shared.progressed();
-                self.publish();
+                self.publish_soon();
             }
             Applied::Retried => self.retrying = Retrying::No,
         }
@@ -354,8 +367,16 @@ impl Coordinator {
         }
     }
 
+    fn publish_soon(&mut self) {
+        match self.lineage.len() <= FEW_PARTITIONS {
+            true => self.publish(),
+            false => self.unshown = true,
+        }
+    }
+
     /// Shows the watermark to whoever waits for it.
     fn publish(&mut self) {
+        self.unshown = false;
         let low = self.orderer.low_watermark();
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use anabranch_core::memory::MemorySink;
 use anabranch_core::pipeline::{PipelineBuilder, RetryLimits, SnapshotMode};
-use anabranch_core::{
-    ByKey, ByTransaction, ByWindow, ErrorKind, Order, Pipeline, RunningPipeline, TableName, Value,
-};
+use anabranch_core::{ByKey, ByTransaction, ByWindow, ErrorKind, Order, Pipeline, RunningPipeline, TableName, Value};
 use anabranch_spanner::Spanner;
 use anabranch_spanner_fake::{Committed, Dialect, FakeSpanner, Script, Stream, Table, Time};
 use serde_json::json;
@@ -76,9 +74,10 @@ fn table(dialect: Dialect) -> TableName {
 /// The notes of the commits in the order in which the target saw them.
 fn notes(sink: &MemorySink) -> Vec<Vec<String>> {
     let text = |v: &Value| if let Value::Text(v) = v { v.clone() } else { format!("{v:?}") };
-    let commits = sink.history().into_iter().map(|commit| {
-        commit.rows().filter_map(|(_, _, after)| after.map(|row| text(&row[1]))).collect::<Vec<_>>()
-    });
+    let commits = sink
+        .history()
+        .into_iter()
+        .map(|commit| commit.rows().filter_map(|(_, _, after)| after.map(|row| text(&row[1]))).collect::<Vec<_>>());
     commits.filter(|notes: &Vec<String>| !notes.is_empty()).collect()
 }
 
@@ -185,7 +184,9 @@ async fn keys_that_move_between_mutable_partitions() {
         }
         let fake = serve(dialect, stream, t(100));
         let expected: Vec<String> = (1..90).map(|n| n.to_string()).collect();
-        for order in [Order::from(ByTransaction::new()), ByKey::new(3).into(), ByWindow::new(Duration::from_secs(7)).into()] {
+        for order in
+            [Order::from(ByTransaction::new()), ByKey::new(3).into(), ByWindow::new(Duration::from_secs(7)).into()]
+        {
             let sink = MemorySink::new();
             let name = order.name();
             let running = run(&fake, &sink, order).await;
