@@ -13,6 +13,8 @@ use anabranch_testkit::history::{Consistency, Options};
 use super::faults::Faults;
 use super::runner::{self, Runner};
 use super::source::{self, DB, History};
+#[cfg(feature = "spanner")]
+use super::targets::SpannerTarget;
 use super::targets::{MariaTarget, PgTarget, SqliteTarget, Target};
 use super::watcher::Watcher;
 use super::writers::Writers;
@@ -105,6 +107,13 @@ async fn postgres_to_mariadb_survives_kills() -> Tested {
 async fn postgres_to_sqlite_survives_kills() -> Tested {
     let target = dynamic(Some(SqliteTarget::start()?));
     run("postgres to sqlite", PgVersion::V15, FINITE, Consistency::Prefix, target).await
+}
+
+#[cfg(feature = "spanner")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn postgres_to_spanner_survives_kills() -> Tested {
+    let target = dynamic(SpannerTarget::start().await?);
+    run("postgres to spanner", PgVersion::V15, FINITE, Consistency::Prefix, target).await
 }
 
 /// Rows of several lanes come in any order, so unique keys beside the primary ones cannot hold.

@@ -7,7 +7,7 @@ use anabranch_core::{Checkpoint, Checkpointer, Result, Saved, Version};
 use async_trait::async_trait;
 
 use crate::client::{Mutation, SpannerResult, SpannerValue, Statement, Transaction, Work, Write};
-use crate::sink::{Bookkeeping, Shared, string, table_exists};
+use crate::sink::{Bookkeeping, Shared, string};
 
 const TABLE: &str = "anabranch_checkpoint";
 const COLUMNS: [(&str, &str); 3] =
@@ -30,7 +30,7 @@ impl SpannerCheckpointer {
 #[async_trait]
 impl Checkpointer for SpannerCheckpointer {
     async fn load(&self, pipeline: &str) -> Result<Option<(Version, Checkpoint)>> {
-        if !table_exists(&self.shared, TABLE).await? {
+        if !self.shared.has(TABLE).await? {
             return Ok(None);
         }
         let sql = "SELECT version, body FROM anabranch_checkpoint WHERE pipeline = ?";

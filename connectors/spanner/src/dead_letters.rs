@@ -7,7 +7,7 @@ use anabranch_core::{DeadLetter, DeadLetterStore, Error, LetterClass, LetterStat
 use async_trait::async_trait;
 
 use crate::client::{Mutation, SpannerResult, SpannerValue, Transaction, Work, Write};
-use crate::sink::{Bookkeeping, Shared, int64, string, table_exists};
+use crate::sink::{Bookkeeping, Shared, int64, string};
 
 const TABLE: &str = "anabranch_dead_letter";
 const COLUMNS: [(&str, &str); 5] = [
@@ -34,7 +34,7 @@ impl SpannerDeadLetters {
     }
 
     async fn bodies(&self, sql: &str, values: Vec<(crate::client::Kind, SpannerValue)>) -> Result<Vec<DeadLetter>> {
-        if !table_exists(&self.shared, TABLE).await? {
+        if !self.shared.has(TABLE).await? {
             return Ok(Vec::new());
         }
         let select = self.shared.dialect().await?.statement(sql, values);
@@ -87,7 +87,7 @@ impl DeadLetterStore for SpannerDeadLetters {
     }
 
     async fn open_count(&self, pipeline: &str) -> Result<u64> {
-        if !table_exists(&self.shared, TABLE).await? {
+        if !self.shared.has(TABLE).await? {
             return Ok(0);
         }
         let sql = "SELECT count(*) FROM anabranch_dead_letter WHERE pipeline = ? AND state IN ('open', 'held')";

@@ -2,6 +2,8 @@
 
 mod mariadb;
 mod postgres;
+#[cfg(feature = "spanner")]
+mod spanner;
 mod sqlite;
 
 use anabranch_testkit::history::{Observation, Row, TABLES, canonical};
@@ -11,6 +13,8 @@ use super::Tested;
 
 pub(super) use mariadb::MariaTarget;
 pub(super) use postgres::PgTarget;
+#[cfg(feature = "spanner")]
+pub(super) use spanner::SpannerTarget;
 pub(super) use sqlite::SqliteTarget;
 
 /// A target database under test.

@@ -210,6 +210,24 @@ impl SpannerServer {
         done
     }
 
+    /// Runs queries at one point in time.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the emulator's message.
+    pub fn snapshot(&self, database: &str, queries: &[&str]) -> Result<Vec<Vec<Row>>> {
+        let session = self.post(&format!("{database}/sessions"), &json!({}))?;
+        let session = session["name"].as_str().unwrap_or_default().to_owned();
+        let options = json!({"options": {"readOnly": {"strong": true}}});
+        let id = self.post(&format!("{session}:beginTransaction"), &options)?["id"].clone();
+        let read = |sql: &&str| {
+            let request = json!({"sql": sql, "transaction": {"id": id}});
+            Ok(rows(&self.post(&format!("{session}:executeSql"), &request)?))
+        };
+        let found = queries.iter().map(read).collect();
+        self.call("DELETE", &session, &Value::Null)?;
+        found
+    }
+
     fn attempt(&self, session: &str, statements: &[&str]) -> Result<Vec<Vec<Row>>> {
         let begun = self.post(&format!("{session}:beginTransaction"), &json!({"options": {"readWrite": {}}}))?;
         let id = &begun["id"];

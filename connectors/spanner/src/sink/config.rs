@@ -25,6 +25,10 @@ pub struct SpannerSinkConfig {
     /// The service's address, if it is not Google's: `http://host:port` for an emulator.
     #[serde(default)]
     pub endpoint: Option<String>,
+    /// The address of the REST administration, which creates tables. Google's if not given, or ten ports
+    /// above an emulator's.
+    #[serde(default)]
+    pub admin_endpoint: Option<String>,
     /// The database role to take on.
     #[serde(default)]
     pub role: Option<String>,
@@ -48,6 +52,9 @@ impl TryFrom<SpannerSinkConfig> for SpannerSink {
         let mut sink = Self::new(config.database);
         if let Some(endpoint) = config.endpoint {
             sink = sink.endpoint(endpoint);
+        }
+        if let Some(endpoint) = config.admin_endpoint {
+            sink = sink.admin_endpoint(endpoint);
         }
         if let Some(role) = config.role {
             sink = sink.role(role);

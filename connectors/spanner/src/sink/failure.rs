@@ -51,6 +51,17 @@ pub(crate) fn refuses_exclusion(error: &SpannerError) -> bool {
         && !error.may_have_happened
 }
 
+/// A transaction that the server does not know any more was given up, as if aborted: the emulator
+/// says so when another one came in between. If its commit was sent, it may also have been done, and
+/// asked for again by the client over a new connection.
+pub(crate) fn of_lost_transaction(mut error: SpannerError, commit_sent: bool) -> SpannerError {
+    if error.code == Code::NotFound && error.message.contains("Transaction not found") {
+        error.code = Code::Aborted;
+        error.may_have_happened |= commit_sent;
+    }
+    error
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +77,8 @@ mod tests {
         assert_eq!(kind(Code::DataLoss, ""), ErrorKind::Fatal);
         let lost = SpannerError { may_have_happened: true, ..SpannerError::new(Code::Unavailable, "") };
         assert_eq!(of_write(lost, "cannot commit").kind(), ErrorKind::Indeterminate);
+        let forgotten = |sent| of_lost_transaction(SpannerError::new(Code::NotFound, "Transaction not found: 3"), sent);
+        assert_eq!(of_write(forgotten(false), "cannot write").kind(), ErrorKind::Transient);
+        assert_eq!(of_write(forgotten(true), "cannot write").kind(), ErrorKind::Indeterminate);
     }
 }

@@ -16,9 +16,10 @@ mod run;
 mod target;
 mod writer;
 
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anabranch_core::{
     Checkpoint, Checkpointer, DeadLetterStore, Error, Lane, ProgressStore, Result, Saved, Sink, SinkInfo, SinkWriter,
@@ -28,11 +29,11 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 
 use crate::client::{
-    Client, Instant, Official, ReadAt, Row, SpannerResult, SpannerValue, Statement, TransactionOptions, Work,
+    Client, Instant, Official, ReadAt, Row, SpannerResult, SpannerValue, Statement, Transaction, TransactionOptions,
+    Work,
 };
 use crate::{SpannerCheckpointer, SpannerDeadLetters};
 pub use config::SpannerSinkConfig;
-pub(crate) use describe::exists as table_exists;
 pub(crate) use dialect::{Dialect, int64, string};
 use writer::SpannerWriter;
 
@@ -60,6 +61,7 @@ pub struct SpannerSink {
 pub(crate) struct Settings {
     database: String,
     endpoint: Option<String>,
+    admin_endpoint: Option<String>,
     role: Option<String>,
     tag: Option<String>,
     exclude: bool,
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     dialect: OnceCell<Dialect>,
     /// The server has refused to leave a transaction out of change streams.
     exclusion_refused: AtomicBool,
+    /// Tables that the sink keeps for itself and that were seen to be there.
+    seen: Mutex<HashSet<String>>,
 }
 
 impl SpannerSink {
@@ -83,6 +87,7 @@ impl SpannerSink {
         Self::with(Settings {
             database: database.into(),
             endpoint: None,
+            admin_endpoint: None,
             role: None,
             tag: None,
             exclude: true,
@@ -95,6 +100,13 @@ impl SpannerSink {
     #[must_use]
     pub fn endpoint(self, endpoint: impl Into<String>) -> Self {
         Self::with(Settings { endpoint: Some(endpoint.into()), ..self.shared.settings.clone() })
+    }
+
+    /// The address of the REST administration, for DDL. By default Google's, or ten ports above an
+    /// emulator's.
+    #[must_use]
+    pub fn admin_endpoint(self, endpoint: impl Into<String>) -> Self {
+        Self::with(Settings { admin_endpoint: Some(endpoint.into()), ..self.shared.settings.clone() })
     }
 
     /// The database role to take on (fine-grained access control).
@@ -173,6 +185,7 @@ impl SpannerSink {
                 client: OnceCell::new(),
                 dialect: OnceCell::new(),
                 exclusion_refused: AtomicBool::new(false),
+                seen: Mutex::default(),
             }),
         }
     }
@@ -192,6 +205,22 @@ impl Settings {
     }
 }
 
+/// Work, and whether its last try came to its end, so that a commit may have been sent.
+struct Watched<'a> {
+    work: &'a mut dyn Work,
+    finished: bool,
+}
+
+#[async_trait]
+impl Work for Watched<'_> {
+    async fn run(&mut self, transaction: &dyn Transaction) -> SpannerResult<()> {
+        self.finished = false;
+        self.work.run(transaction).await?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
 /// A table that the sink keeps for itself: its name, its columns, and how many of them are its key.
 pub(crate) type Bookkeeping<'a> = (&'a str, &'a [(&'a str, &'a str)], usize);
 
@@ -204,6 +233,9 @@ impl Shared {
             let mut builder = Official::builder(&*self.settings.database);
             if let Some(endpoint) = &self.settings.endpoint {
                 builder = builder.endpoint(endpoint.clone());
+            }
+            if let Some(endpoint) = &self.settings.admin_endpoint {
+                builder = builder.admin_endpoint(endpoint.clone());
             }
             if let Some(role) = &self.settings.role {
                 builder = builder.role(role.clone());
@@ -248,17 +280,33 @@ impl Shared {
             .map_err(|e| crate::client::SpannerError::new(crate::client::Code::Unavailable, e.report()))?;
         let exclude = self.settings.exclude && !self.exclusion_refused.load(Ordering::Relaxed);
         let options = TransactionOptions { tag: self.settings.tag_of(pipeline), exclude_from_change_streams: exclude };
-        match client.transact(options.clone(), work).await {
+        let mut watched = Watched { work, finished: false };
+        let done = match client.transact(options.clone(), &mut watched).await {
             Err(e) if exclude && failure::refuses_exclusion(&e) => {
                 tracing::warn!(
                     reason = %e,
                     "the server cannot leave transactions out of change streams; only their tag tells them apart"
                 );
                 self.exclusion_refused.store(true, Ordering::Relaxed);
-                client.transact(TransactionOptions { exclude_from_change_streams: false, ..options }, work).await
+                let options = TransactionOptions { exclude_from_change_streams: false, ..options };
+                client.transact(options, &mut watched).await
             }
             other => other,
+        };
+        done.map_err(|error| failure::of_lost_transaction(error, watched.finished))
+    }
+
+    /// Whether this table of the sink's own is there. Looked for until it is.
+    pub(crate) async fn has(&self, table: &str) -> Result<bool> {
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen().contains(table) {
+            return Ok(true);
         }
+        let there = describe::exists(self, table).await?;
+        if there {
+            seen().insert(table.to_owned());
+        }
+        Ok(there)
     }
 
     /// Creates tables that the sink keeps for itself, as far as they are missing. Looked at first: a
@@ -267,7 +315,7 @@ impl Shared {
         let dialect = self.dialect().await?;
         let mut statements = Vec::new();
         for (name, columns, key) in tables {
-            if !describe::exists(self, name).await? {
+            if !self.has(name).await? {
                 statements.push(describe::bookkeeping(dialect, name, columns, *key));
             }
         }

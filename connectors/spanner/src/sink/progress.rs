@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::dialect::{Dialect, int64, string};
 use super::run::Stop;
-use super::{SpannerSink, describe, failure};
+use super::{SpannerSink, failure};
 use crate::client::{
     Code, Mutation, Row, SpannerError, SpannerResult, SpannerValue, Statement, Transaction, Work, Write,
 };
@@ -61,7 +61,7 @@ impl ProgressStore for SpannerSink {
     }
 
     async fn read(&self, pipeline: &str) -> Result<Vec<LaneProgress>> {
-        if !describe::exists(&self.shared, LANE).await? || !describe::exists(&self.shared, POSITION).await? {
+        if !self.shared.has(LANE).await? || !self.shared.has(POSITION).await? {
             return Ok(Vec::new());
         }
         let [lanes, positions] = reads(self.shared.dialect().await?, pipeline);
@@ -136,7 +136,9 @@ impl TakeOver<'_> {
                 let zero = |name: &str| (name.to_owned(), SpannerValue::from(0));
                 values.extend(["changes", "transactions", "snapshot_rows", "dead_letters"].map(zero));
             }
-            mutations.push(Mutation::InsertOrUpdate(Write { table: LANE.to_owned(), values }));
+            // To insert or update, Spanner wants every column that must not be NULL, also of a row that is there.
+            let write = Write { table: LANE.to_owned(), values };
+            mutations.push(if there { Mutation::Update(write) } else { Mutation::Insert(write) });
         }
         transaction.buffer(mutations)?;
         Ok(())

@@ -40,23 +40,27 @@ async fn a_table_is_described_with_its_relations() {
     let ddl = [
         "CREATE TABLE Singers (Id INT64 NOT NULL, Name STRING(20) NOT NULL, Twice INT64 AS (Id * 2) STORED) PRIMARY KEY (Id)",
         "CREATE TABLE Albums (Id INT64 NOT NULL, Album INT64 NOT NULL, Title STRING(MAX), Label INT64, \
-         At TIMESTAMP OPTIONS (allow_commit_timestamp = true), Extra STRING(5) NOT NULL DEFAULT ('x'), \
+         Written TIMESTAMP OPTIONS (allow_commit_timestamp = true), Extra STRING(5) NOT NULL DEFAULT ('x'), \
          CONSTRAINT by_label FOREIGN KEY (Label) REFERENCES Labels (Id)) PRIMARY KEY (Id, Album DESC), \
          INTERLEAVE IN PARENT Singers ON DELETE CASCADE",
-        "CREATE UNIQUE INDEX ByTitle ON Albums (Title, Label) STORING (At)",
+        "CREATE UNIQUE INDEX ByTitle ON Albums (Title, Label) STORING (Written)",
     ];
     let labels = "CREATE TABLE Labels (Id INT64 NOT NULL) PRIMARY KEY (Id)";
     let Some(target) = Target::new(DIALECTS[0], &[labels, ddl[0], ddl[1], ddl[2]]) else { return };
     let sink = target.sink();
     let albums = sink.describe(&TableName::new("public", "Albums")).await.unwrap().unwrap();
     let names: Vec<&str> = albums.schema.columns.iter().map(|c| c.name.as_str()).collect();
-    assert_eq!(names, ["Id", "Album", "Title", "Label", "At", "Extra"]);
+    assert_eq!(names, ["Id", "Album", "Title", "Label", "Written", "Extra"]);
     assert_eq!(albums.schema.key, [0, 1]);
     assert_eq!(albums.unique, [["Title", "Label"]]);
     assert_eq!(albums.references, ["Labels", "Singers"].map(|t| TableName::new("", t)));
     assert_eq!(albums.required, ["Id", "Album"]);
     assert!(albums.warnings.iter().any(|w| w.contains("parents in Singers")), "{:?}", albums.warnings);
-    assert!(albums.warnings.iter().any(|w| w.contains("commit_timestamps = [\"Albums.At\"]")), "{:?}", albums.warnings);
+    assert!(
+        albums.warnings.iter().any(|w| w.contains("commit_timestamps = [\"Albums.Written\"]")),
+        "{:?}",
+        albums.warnings
+    );
     let singers = sink.describe(&TableName::new("", "Singers")).await.unwrap().unwrap();
     assert_eq!(singers.required, ["Id", "Name"]);
     assert!(singers.schema.columns[2].generated);
@@ -100,22 +104,23 @@ async fn parents_are_written_before_children_and_deleted_after_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commit_timestamps_are_the_targets_and_computed_columns_are_left_alone() {
-    let ddl = "CREATE TABLE t (id INT64 NOT NULL, at TIMESTAMP OPTIONS (allow_commit_timestamp = true), \
+    let ddl = "CREATE TABLE t (id INT64 NOT NULL, written TIMESTAMP OPTIONS (allow_commit_timestamp = true), \
                twice INT64 AS (id * 2) STORED) PRIMARY KEY (id)";
     let Some(target) = Target::new(DIALECTS[0], &[ddl]) else { return };
-    let mut t = table("t", &[("id", DataType::Int64), ("at", DataType::TimestampTz), ("twice", DataType::Int64)], 1);
+    let mut t =
+        table("t", &[("id", DataType::Int64), ("written", DataType::TimestampTz), ("twice", DataType::Int64)], 1);
     t.columns[2].generated = true;
     let source = MemorySource::new("s").table(t.clone());
     source.transaction().insert(&t.name, [1.into(), "2001-01-01 00:00:00+00".into(), 9.into()]).commit().unwrap();
     source.transaction().insert(&t.name, [2.into(), "9001-01-01 00:00:00+00".into(), 9.into()]).commit().unwrap();
     let units = all_units(&source).await;
     written(&target.sink(), &units[..1]).await.unwrap();
-    let row = |n: i64| target.rows(&format!("SELECT at, twice FROM t WHERE id = {n}")).remove(0);
+    let row = |n: i64| target.rows(&format!("SELECT written, twice FROM t WHERE id = {n}")).remove(0);
     assert_eq!(row(1), [Some("2001-01-01T00:00:00Z".to_owned()), Some("2".to_owned())]);
     // Spanner refuses times of the future in such a column.
     let error = written(&target.sink(), &units[1..]).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Rejected, "{}", error.report());
-    written(&target.sink().commit_timestamp("t.at"), &units[1..]).await.unwrap();
+    written(&target.sink().commit_timestamp("t.written"), &units[1..]).await.unwrap();
     assert!(row(2)[0].as_ref().unwrap().starts_with("20"), "{:?}", row(2));
     let error = written(&target.sink().commit_timestamp("t.id"), &units[1..]).await.unwrap_err();
     assert!(error.report().contains("allow_commit_timestamp"), "{}", error.report());
@@ -165,11 +170,7 @@ async fn created_tables_hold_every_type() {
         (DataType::Float32, &[("0.5", "0.5"), ("NaN", "NaN"), ("-Infinity", "-Infinity")], &[]),
         (DataType::Float64, &[("0.1", "0.1"), ("NaN", "NaN"), ("Infinity", "Infinity")], &[]),
         (decimal(Some(10), Some(2)), &[("-1.50", "-1.5"), ("0.00", "0")], &[]),
-        (
-            decimal(Some(40), Some(2)),
-            &[("123456789012345678901234567890.10", "123456789012345678901234567890.10")],
-            &[],
-        ),
+        (decimal(Some(40), Some(2)), &[("123456789012345678901234567890.10", "123456789012345678901234567890.1")], &[]),
         (DataType::Text { max_chars: Some(3) }, &[("äöü", "äöü"), ("", "")], &["äöüß"]),
         (text(), &[("a\u{1f980}\n", "a\u{1f980}\n")], &[]),
         (DataType::Char { chars: 3 }, &[("a  ", "a  ")], &[]),
@@ -218,6 +219,15 @@ async fn created_tables_hold_every_type() {
             let said = |e: anabranch_core::Error| panic!("{dialect:?} {data_type}: {}", e.report());
             written(&sink, &units[..1]).await.unwrap_or_else(said);
             let found = target.rows(&format!("SELECT v FROM t{n} ORDER BY id"));
+            // The PostgreSQL dialect keeps zeros at the end.
+            let plain = |text: String| match data_type {
+                DataType::Decimal { .. } if text.contains('.') => {
+                    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+                }
+                _ => text,
+            };
+            let found: Vec<Vec<_>> =
+                found.into_iter().map(|row| row.into_iter().map(|v| v.map(plain)).collect()).collect();
             let mut expected = vec![vec![None]];
             expected.extend(good.iter().map(|(_, shown)| vec![Some((*shown).to_owned())]));
             assert_eq!(found, expected, "{dialect:?} {data_type}");
