@@ -3,3 +3,4 @@
 mod scripted;
 mod shop;
 mod streams;
+mod values;
