@@ -1,11 +1,16 @@
 //! What the emulator cannot do: the source against a scripted server that speaks the real protocol.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anabranch_core::memory::MemorySink;
 use anabranch_core::pipeline::{PipelineBuilder, RetryLimits, SnapshotMode};
-use anabranch_core::{ByKey, ByTransaction, ByWindow, ErrorKind, Order, Pipeline, RunningPipeline, TableName, Value};
+use anabranch_core::{
+    ByKey, ByTransaction, ByWindow, ChangeReader, ErrorKind, Next, Order, Partition, PartitionId, Pipeline, Position,
+    Rank, RunningPipeline, Source, StartFrom, TableName, Value,
+};
 use anabranch_spanner::Spanner;
 use anabranch_spanner_fake::{Committed, Dialect, FakeSpanner, Script, Stream, Table, Time};
 use serde_json::json;
@@ -244,4 +249,69 @@ async fn gaps_and_malformed_records_stop_it() {
     let error = running.wait().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Fatal, "{error:?}");
     assert!(error.report().contains("lost"), "{error:?}");
+}
+
+/// A reader that is dropped after any number of polls loses nothing, and from the end of any of its
+/// batches another one gives the rest under the same ranks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_may_be_dropped_and_opened_anywhere() {
+    let mut stream = Stream::new("orders");
+    stream.root("a", t(0)).split("a", t(70), &["b"]);
+    for n in 1..70 {
+        stream.commit(insert(t(n / 3).plus_nanos(n), &["a"], n, &n.to_string()));
+    }
+    let fake = script(stream, t(100)).constant_resume_tokens().start();
+    let source = source(&fake);
+    source.prepare(None).await.unwrap();
+    let partition = Partition {
+        start: source.partitions().await.unwrap()[0].start.clone(),
+        ..Partition::root(PartitionId::new("a"))
+    };
+    let read = async |from: Option<Position>, patient: bool| {
+        let after = from.as_ref().map(|p| p.rank.clone()).unwrap_or_default();
+        let mut reader = source.open(&partition, &StartFrom { position: from, ..StartFrom::default() }).await.unwrap();
+        let (mut ranks, mut ends, mut polls) = (Vec::new(), Vec::new(), 0);
+        loop {
+            polls = polls % 5 + 1;
+            let next = if patient { Some(reader.next().await) } else { poll_times(&mut *reader, polls).await };
+            match next {
+                None => tokio::task::yield_now().await,
+                Some(Ok(Next::Batch(batch))) => {
+                    ranks.extend(batch.changes().map(|c| c.rank()).filter(|r| *r > after));
+                    ends.push(batch.end().clone());
+                }
+                Some(Ok(Next::Closed { children })) => {
+                    assert_eq!(children.len(), 1);
+                    return (ranks, ends);
+                }
+                Some(other) => panic!("{other:?}"),
+            }
+        }
+    };
+    let (all, ends) = read(None, true).await;
+    assert_eq!(all.len(), 69);
+    assert!(all.is_sorted_by(|a, b| a < b));
+    assert_eq!(read(None, false).await.0, all);
+    for end in ends {
+        let expected: Vec<Rank> = all.iter().filter(|r| **r > end.rank).cloned().collect();
+        assert_eq!(read(Some(end), false).await.0, expected);
+    }
+}
+
+/// The result of `next`, or `None` if it was polled so often without one: then it is dropped.
+async fn poll_times(reader: &mut dyn ChangeReader, times: u32) -> Option<anabranch_core::Result<Next>> {
+    let mut next = reader.next();
+    let mut polls = 0;
+    poll_fn(|context| match next.as_mut().poll(context) {
+        Poll::Ready(next) => Poll::Ready(Some(next)),
+        Poll::Pending => {
+            polls += 1;
+            if polls == times {
+                return Poll::Ready(None);
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
 }
