@@ -6,6 +6,7 @@
 //! parents holds all that is after them, so its unfinished parents speak for it; from the close of
 //! the last of them on it has proved as much as they did.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use crate::error::{Error, Result};
@@ -21,6 +22,9 @@ pub(super) struct Frontier {
     partitions: HashMap<PartitionId, Heard>,
     /// The end of the latest partition that closed.
     ended: Option<Timestamp>,
+    /// What [`Frontier::through`] found, until the partition that bounds it has proved more: with a
+    /// thousand partitions it is asked far more often than it moves.
+    found: Cell<Option<Timestamp>>,
 }
 
 /// What was heard of a partition.
@@ -39,6 +43,7 @@ impl Frontier {
         if self.partitions.contains_key(&partition.id) {
             return;
         }
+        self.found.set(None);
         let parents = partition.parents.iter().filter_map(|p| self.partitions.get(p));
         // Parents that closed before this call have nothing after what they proved.
         let inherited = parents.filter(|p| p.closed).map(Heard::end).max().unwrap_or(NOTHING);
@@ -50,6 +55,7 @@ impl Frontier {
     pub(super) fn closed(&mut self, partition: &PartitionId) {
         let Some(heard) = self.partitions.get_mut(partition) else { return };
         heard.closed = true;
+        self.found.set(None);
         let end = heard.end();
         self.ended = self.ended.max(Some(end));
         for child in self.partitions.values_mut().filter(|p| p.parents.contains(partition)) {
@@ -70,21 +76,26 @@ impl Frontier {
             )));
         }
         heard.latest = time;
-        heard.proven = heard.proven.max(time.minus_micros(1));
+        heard.prove(time.minus_micros(1), &self.found);
         Ok(())
     }
 
     /// All changes committed at or before `time` were given.
     pub(super) fn safe(&mut self, partition: &PartitionId, time: Timestamp) {
         if let Some(heard) = self.partitions.get_mut(partition) {
-            heard.proven = heard.proven.max(time);
+            heard.prove(time, &self.found);
         }
     }
 
     /// Everything committed at or before this was given by all partitions.
     pub(super) fn through(&self) -> Timestamp {
+        if let Some(found) = self.found.get() {
+            return found;
+        }
         let bounds = self.partitions.values().filter(|p| !p.closed && !self.waits(p));
-        bounds.map(|p| p.proven).min().unwrap_or(ALL)
+        let least = bounds.map(|p| p.proven).min().unwrap_or(ALL);
+        self.found.set(Some(least));
+        least
     }
 
     /// As [`Frontier::through`], but not after the last time at which a partition closed.
@@ -98,6 +109,15 @@ impl Frontier {
 }
 
 impl Heard {
+    fn prove(&mut self, time: Timestamp, found: &Cell<Option<Timestamp>>) {
+        if time > self.proven {
+            if found.get() == Some(self.proven) {
+                found.set(None);
+            }
+            self.proven = time;
+        }
+    }
+
     fn end(&self) -> Timestamp {
         self.latest.max(self.proven)
     }

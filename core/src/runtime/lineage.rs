@@ -200,6 +200,11 @@ impl Lineage {
         }
     }
 
+    /// How many partitions there are.
+    pub(crate) fn len(&self) -> usize {
+        self.partitions.len()
+    }
+
     /// Whether something moved since the last [`Lineage::snapshot`].
     pub(crate) fn moved(&self) -> bool {
         self.moved

@@ -33,6 +33,13 @@ const READ_AHEAD: usize = 64;
 /// How many units a lane has at most: one it writes, and one that is ready when it is done.
 const UNITS_AT_LANE: usize = 2;
 
+/// Above this many partitions the watermark is shown at times, not after each batch: it takes a look
+/// at all of them.
+const FEW_PARTITIONS: usize = 16;
+
+/// How often it is shown then.
+const SHOW: Duration = Duration::from_millis(50);
+
 /// How often open dead letters are tried again, and an operator's decisions about them are seen.
 const RETRY_LETTERS: Duration = Duration::from_secs(10);
 
@@ -76,6 +83,8 @@ struct Coordinator {
     readers: JoinSet<Result<()>>,
     readings: mpsc::Receiver<Reading>,
     lineage: Lineage,
+    /// Something moved that the watermark does not show yet.
+    unshown: bool,
     saver: Saver,
     /// Progress that is stored in the target with the data may be acknowledged at once.
     stores_progress_in_one_lane: bool,
@@ -194,6 +203,7 @@ impl Coordinator {
             readers: JoinSet::new(),
             readings,
             lineage,
+            unshown: false,
             saver: Saver::start(SaveTask { keeper: session.keeper, sink }),
         };
         for (partition, progress) in this.lineage.unfinished() {
@@ -213,6 +223,8 @@ impl Coordinator {
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ask = interval(ASK_HALTED);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut show = interval(SHOW);
+        show.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut stopping = false;
         loop {
             self.hand_out()?;
@@ -237,13 +249,14 @@ impl Coordinator {
                 Some(ended) = self.readers.join_next() => ended.unwrap_or_else(|e| Err(panicked(e)))?,
                 // 5. Stopping: nothing more is taken in; what is under way is finished.
                 () = stop.cancelled(), if !stopping => stopping = true,
-                // 6. and 7. Timers; an operator's marks on letters are seen with the first.
+                // 6. to 8. Timers; an operator's marks on letters are seen with one of them.
                 _ = save.tick() => self.save_if_moved(),
+                _ = show.tick(), if self.unshown => self.publish(),
                 _ = retry.tick() => self.retry_letters(),
                 _ = ask.tick() => self.ask_halted(),
-                // 8. A halted shard that answers is taken in by a new attempt.
+                // 9. A halted shard that answers is taken in by a new attempt.
                 Some(Ok((shard, answer))) = self.asking.join_next(), if !stopping => self.on_answer(shard, answer)?,
-                // 9. New batches come last: taking them in makes work for all the others.
+                // 10. New batches come last: taking them in makes work for all the others.
                 Some(reading) = self.readings.recv(), if hungry => self.on_reading(reading)?,
             }
         }
@@ -264,7 +277,7 @@ impl Coordinator {
                 let id = self.batches.add(Arc::clone(&batch), permit);
                 self.orderer.push(id, &batch)?;
                 if batch.is_empty() {
-                    self.publish();
+                    self.publish_soon();
                 }
             }
             Reading::Closed(id, children) => {
@@ -273,7 +286,7 @@ impl Coordinator {
                 }
                 self.orderer.closed(&id);
                 self.lineage.closed(&id, children);
-                self.publish();
+                self.publish_soon();
             }
             Reading::Stopped(id) => {
                 self.lineage.stopped(&id);
@@ -334,7 +347,7 @@ impl Coordinator {
                     }
                 }
                 self.shared.progressed();
-                self.publish();
+                self.publish_soon();
             }
             Applied::Retried(lane, counters) => {
                 self.retrying[lane / self.group] = Retrying::No;
@@ -511,8 +524,16 @@ impl Coordinator {
         }
     }
 
+    fn publish_soon(&mut self) {
+        match self.lineage.len() <= FEW_PARTITIONS {
+            true => self.publish(),
+            false => self.unshown = true,
+        }
+    }
+
     /// Shows the watermark to whoever waits for it.
     fn publish(&mut self) {
+        self.unshown = false;
         let low = self.orderer.low_watermark();
         self.lineage.advance(low);
         let waiting = self.batches.waiting_changes();

@@ -251,3 +251,7 @@ impl Assembler {
 
 /// Records of one transaction by their `record_sequence`.
 pub(crate) type Records = BTreeMap<u32, DataRecord>;
+
+#[cfg(test)]
+#[path = "assemble_tests.rs"]
+mod tests;

@@ -83,10 +83,9 @@ pub(crate) fn begun(reader: &PartitionId, at: Instant, tokens: Vec<String>) -> i
 
 /// Mutable key ranges: the reader's own partition goes on after its record `sequence` of this time.
 pub(crate) fn goes_on(reader: &PartitionId, token: &str, at: Instant, sequence: u32) -> Partition {
-    let start = Some(place::amid(at, sequence));
-    // Told by its record: a move at the same time makes a `next` of it.
-    let what = format!("on-{sequence}");
-    Partition { id: named(&what, at, token), parents: vec![reader.clone()], start }
+    // Rows may move at the same time too: what follows that has another name.
+    let id = named(&format!("past-{sequence}"), at, token);
+    Partition { id, parents: vec![reader.clone()], start: Some(place::amid(at, sequence)) }
 }
 
 /// Mutable key ranges: what follows a move of rows at `at`, record `sequence` of the reader's partition.

@@ -86,3 +86,34 @@ async fn windows() {
 async fn as_it_arrives() {
     follows(SpannerDialect::GoogleSql, || Arrival.into()).await;
 }
+
+/// The partitions that the checkpoint names have ended, and their children's children too, when the
+/// pipeline goes on; a runner that is dropped instead of stopped leaves nothing behind either.
+#[tokio::test(flavor = "multi_thread")]
+async fn resumes_where_partitions_are_gone() {
+    let Some(shop) = Shop::open(SpannerDialect::GoogleSql, 1) else { return };
+    let shop = Arc::new(shop);
+    let sink = MemorySink::new();
+    let mut next = 0;
+    for run in 0..3 {
+        let mut running = start(shop.pipeline(&sink, ByTransaction::new())).await;
+        drained(&mut running).await;
+        shop.assert_equal(&sink);
+        if run == 1 {
+            drop(running);
+        } else {
+            running.stop().await.unwrap();
+        }
+        // Partitions live a second or two.
+        let until = Instant::now() + Duration::from_secs(7);
+        while Instant::now() < until {
+            let shop = Arc::clone(&shop);
+            tokio::task::spawn_blocking(move || shop.pay(next)).await.unwrap();
+            next += 1;
+        }
+    }
+    let mut running = start(shop.pipeline(&sink, ByTransaction::new())).await;
+    drained(&mut running).await;
+    shop.assert_equal(&sink);
+    running.stop().await.unwrap();
+}

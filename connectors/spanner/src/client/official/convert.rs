@@ -16,7 +16,9 @@ pub(super) fn error(e: &Error) -> SpannerError {
         None if code_of_payload(e).is_some() => code_of_payload(e).unwrap_or(Code::Unknown),
         None if e.is_authentication() => Code::Unauthenticated,
         None if e.is_timeout() => Code::DeadlineExceeded,
-        None if e.is_binding() || e.is_serialization() || e.is_deserialization() => Code::InvalidArgument,
+        None if e.is_binding() || e.is_serialization() => Code::InvalidArgument,
+        // Among them: a stream that ends before its first message.
+        None if e.is_deserialization() => Code::Internal,
         None => Code::Unavailable,
     };
     let message = match e.status() {
