@@ -114,7 +114,7 @@ fn sharded(table: Table) -> Result<Arc<dyn Sink>> {
         let (kind, keys) = (config.shard_type, config.keys(shard)?);
         let name = shard.name.clone();
         let make = move |password| {
-            shard_sink(kind, keys.clone(), password).map_err(|e| e.context(format!("sink.shard: shard {name}")))
+            shard_sink(kind, &name, keys.clone(), password).map_err(|e| e.context(format!("sink.shard: shard {name}")))
         };
         let sink: Arc<dyn Sink> = match shard.secret() {
             Ok(password) => make(password.clone())?,
@@ -136,6 +136,7 @@ fn sharded(table: Table) -> Result<Arc<dyn Sink>> {
 #[cfg(feature = "reverse")]
 fn shard_sink(
     kind: anabranch_reverse::ShardType,
+    name: &str,
     table: Table,
     password: anabranch_core::Secret,
 ) -> Result<Arc<dyn Sink>> {
@@ -152,7 +153,7 @@ fn shard_sink(
         ShardType::Postgres => {
             let mut config = keys::<anabranch_postgres::PostgresSinkConfig>("sink.shard", table)?;
             config.url = anabranch_reverse::with_password(&config.url, &password)?;
-            Ok(Arc::new(anabranch_postgres::PostgresSink::try_from(config)?))
+            Ok(Arc::new(anabranch_postgres::PostgresSink::try_from(config)?.origin_of(name)))
         }
         #[allow(unreachable_patterns, reason = "with both features on nothing is left")]
         other => Err(Error::config("sink.shard_type", format!("{} is not built in", other.name()))),

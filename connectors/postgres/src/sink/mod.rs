@@ -61,6 +61,7 @@ pub struct PostgresSink {
     schema: String,
     options: Options,
     versions: Option<String>,
+    origin_of: Option<String>,
     parts: std::sync::OnceLock<Parts>,
 }
 
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     /// The prefix of the tables of versions, if they are kept.
     pub(crate) versions: Option<String>,
+    /// The shard that this database is, for the names of origins.
+    pub(crate) origin_of: Option<String>,
     /// The identity of the source by pipeline, as JSON, from the last claim of this process. It is
     /// stored with the first progress that belongs to it, not by the claim itself: a claim that the
     /// runtime then finds to be of another source must leave the old identity standing.
@@ -101,6 +104,7 @@ impl PostgresSink {
             schema: "anabranch".to_owned(),
             options: Options::default(),
             versions: None,
+            origin_of: None,
             parts: std::sync::OnceLock::new(),
         }
     }
@@ -133,6 +137,14 @@ impl PostgresSink {
         self.parts().shared.store.endpoint()
     }
 
+    /// Names the replication origins `anabranch_<pipeline>_<shard>_<lane>`: for several databases of one
+    /// server that one pipeline writes to, for they share origins.
+    #[must_use]
+    pub fn origin_of(mut self, shard: impl Into<String>) -> Self {
+        self.origin_of = Some(shard.into());
+        self
+    }
+
     /// Keeps the version of every row in a table beside its own, `prefix` before its name, so that a
     /// change that is older than the row, or as old, does nothing. Default: no.
     #[must_use]
@@ -148,6 +160,7 @@ impl PostgresSink {
                 store: Arc::clone(&store),
                 options: self.options,
                 versions: self.versions.clone(),
+                origin_of: self.origin_of.clone(),
                 identities: Mutex::new(HashMap::new()),
             });
             Parts {

@@ -80,9 +80,13 @@ impl PostgresWriter {
     }
 
     fn origin(&self) -> String {
-        let (pipeline, lane) = (&self.lane.pipeline, self.lane.index);
+        let lane = self.lane.index;
+        let pipeline = match &self.shared.origin_of {
+            Some(shard) => format!("{}_{shard}", self.lane.pipeline),
+            None => self.lane.pipeline.to_string(),
+        };
         match self.lane.purpose {
-            LanePurpose::Stream => origin::name(pipeline, lane),
+            LanePurpose::Stream => origin::name(&pipeline, lane),
             LanePurpose::Snapshot => origin::name(&format!("{pipeline}_snapshot"), lane),
         }
     }
