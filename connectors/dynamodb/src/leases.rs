@@ -351,6 +351,7 @@ impl Leases for DynamoDbLeases {
             transactions: number(item, "transactions"),
             snapshot_rows: number(item, "snapshot_rows"),
             dead_letters: number(item, "dead_letters"),
+            ..Counters::default()
         }))
     }
 }

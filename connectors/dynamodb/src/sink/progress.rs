@@ -276,6 +276,7 @@ fn lane_progress(row: &Item) -> Result<Option<LaneProgress>> {
             transactions: number(row, "transactions"),
             snapshot_rows: number(row, "snapshot_rows"),
             dead_letters: number(row, "dead_letters"),
+            ..Counters::default()
         },
     }))
 }

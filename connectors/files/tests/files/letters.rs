@@ -31,6 +31,7 @@ fn letter(n: u64, class: LetterClass, state: LetterState) -> DeadLetter {
         commit_time: Some(Timestamp::from_micros(1_735_559_999_000_000)),
         attempts: 0,
         last_attempt: None,
+        parked: None,
     }
 }
 

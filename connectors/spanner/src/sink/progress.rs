@@ -224,6 +224,7 @@ fn decoded(pipeline: &str, lanes: &[Row], positions: &[Row]) -> Result<Vec<LaneP
                 transactions: count(5),
                 snapshot_rows: count(6),
                 dead_letters: count(7),
+                ..Counters::default()
             },
         };
         found.insert(lane, stored);
