@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -21,6 +21,8 @@ const NEEDS_AN_OPERATOR: i32 = 3;
 const LOG_LINES: usize = 100;
 /// How long a drain may take.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the first copy may take.
+const COPY_DEADLINE: Duration = Duration::from_secs(120);
 
 /// `$ANABRANCH_BIN`, or what `cargo build -p anabranch-cli` left beside this test. `None`: skipped.
 pub(super) fn command() -> Option<PathBuf> {
@@ -65,6 +67,18 @@ impl Runner {
     /// Whether it ended in a way that no restart mends.
     pub(super) fn gave_up(&self) -> bool {
         self.keeper.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
+    /// Waits until the first copy is done and it streams.
+    pub(super) async fn streams(&self) -> Tested {
+        let deadline = Instant::now() + COPY_DEADLINE;
+        while !self.log().contains(" streaming | ") {
+            if self.gave_up() || Instant::now() > deadline {
+                return Err(format!("it does not stream:\n{}", self.log()).into());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
     }
 
     /// Kills it for good.
