@@ -47,8 +47,12 @@ const PIPELINE: &[Mistake] = &[
 ];
 
 const SOURCE: &[Mistake] = &[
-    ("type = \"postgres\"", "", &["source.type: is missing (known: postgres)"]),
-    ("type = \"postgres\"", "type = \"postgrse\"", &["source.type: there is no \"postgrse\" (known: postgres)"]),
+    ("type = \"postgres\"", "", &["source.type: is missing (known: dynamodb, files, postgres, spanner)"]),
+    (
+        "type = \"postgres\"",
+        "type = \"postgrse\"",
+        &["source.type: there is no \"postgrse\" (known: dynamodb, files, postgres, spanner)"],
+    ),
     ("type = \"postgres\"", "type = 5", &["source.type: must be text"]),
     ("url = ", "ulr = ", &["source.ulr: ", "did you mean url?"]),
     ("slot = \"orders\"", "", &["source.slot: is missing"]),
@@ -106,7 +110,11 @@ const URLS: &[Mistake] = &[
 ];
 
 const SINK: &[Mistake] = &[
-    ("type = \"sqlite\"", "", &["sink.type: is missing (known: mysql, postgres, sqlite)"]),
+    (
+        "type = \"sqlite\"",
+        "",
+        &["sink.type: is missing (known: dynamodb, files, mysql, postgres, sharded, spanner, sqlite)"],
+    ),
     ("type = \"sqlite\"", "type = \"oracle\"", &["sink.type: there is no \"oracle\""]),
     ("path = \"target.db\"", "", &["sink.path: is missing"]),
     ("path = \"target.db\"", "path = 1", &["sink.path: must be "]),
@@ -157,7 +165,9 @@ const REST: &[(&str, &[&str])] = &[
     ("[checkpoint]", &["checkpoint.type: is missing"]),
     (
         "[checkpoint]\ntype = \"redis\"",
-        &["checkpoint.type: there is no \"redis\" (known: file, memory, mysql, postgres, sqlite)"],
+        &[
+            "checkpoint.type: there is no \"redis\" (known: dynamodb, file, files, memory, mysql, postgres, spanner, sqlite)",
+        ],
     ),
     ("[checkpoint]\ntype = \"file\"", &["checkpoint.path: is missing"]),
     ("[checkpoint]\ntype = \"file\"\npth = \"x\"", &["checkpoint.pth: ", "did you mean path?"]),
@@ -172,7 +182,9 @@ const REST: &[(&str, &[&str])] = &[
     ("[mapping]\nlossy = [\"total amount\"]", &["mapping.lossy: \"total amount\" names neither a column nor a type"]),
     (
         "[[transform]]\ntype = \"x\"",
-        &["transform.type: there is no \"x\" (known: filter, mask, project, rename, shard)"],
+        &[
+            "transform.type: there is no \"x\" (known: filter, forward_migration, mask, project, rename, session, shard, values)",
+        ],
     ),
     ("[[transform]]\ntables = [\"a\"]", &["transform.type: is missing"]),
     ("[[transform]]\ntype = \"filter\"\nincludes = [\"a\"]", &["transform.includes: ", "did you mean include?"]),

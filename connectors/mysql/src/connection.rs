@@ -87,6 +87,15 @@ impl Link {
     }
 }
 
+/// The driver asks rustls for the process's default provider, and rustls panics where several are compiled
+/// in and none is chosen. An application's own choice stands.
+fn choose_cryptography() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Somebody who was faster has chosen.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+}
+
 impl Connector {
     pub(crate) fn new(config: MySqlConfig) -> Self {
         Self { config, server: Mutex::new(None) }
@@ -135,7 +144,11 @@ impl Connector {
         } else if !has_tls {
             builder = builder.ssl_opts(None);
         }
-        Ok(builder.into())
+        let opts = Opts::from(builder);
+        if opts.ssl_opts().is_some() {
+            choose_cryptography();
+        }
+        Ok(opts)
     }
 
     fn tls(&self) -> Result<Option<SslOpts>> {

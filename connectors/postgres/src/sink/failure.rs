@@ -96,7 +96,9 @@ impl Failure {
         match self {
             Self::Broken(error) => error,
             Self::Unreplaceable => Error::fatal("rows that may not be replaced were not applied in order either"),
-            Self::Fenced => Error::fenced("a newer run has taken this pipeline over"),
+            Self::Fenced => {
+                Error::fenced("another runner has taken over the pipeline: the target has seen a newer epoch")
+            }
             Self::Missing { plan, what } => {
                 let what = what.map_or_else(|| "such a row".to_owned(), |w| format!("the row with key ({w})"));
                 Error::rejected(format!(
