@@ -24,6 +24,8 @@ use super::{Tested, config};
 const KILLS: u32 = 50;
 /// States of the source that a reader of the target has to have seen, or the run means too little.
 const STATES: usize = 6;
+/// The same of an emulator that takes seconds to start a pipeline.
+const SLOW_STATES: usize = 2;
 /// NaN and infinities only where the target can hold them.
 const FINITE: Options = Options { nonfinite: false, rows: 40 };
 
@@ -51,10 +53,11 @@ async fn run(
     let (Some(program), Some(target)) = (runner::command(), target) else { return Ok(()) };
     let seed = config::seed(name);
     let Some(server) = source::start(version, seed, options).await? else { return Ok(()) };
-    let writers = Writers::start(&server, seed, options, 3, Duration::from_millis(10));
+    let pause = Duration::from_millis(if target.is_slow() { 400 } else { 10 });
+    let writers = Writers::start(&server, seed, options, 3, pause);
     let mut runner = Runner::new(program, &pipeline(&server.url(DB), target.as_ref(), consistency))?;
     runner.keep_running();
-    if consistency == Consistency::PerKey {
+    if consistency == Consistency::PerKey || target.is_slow() {
         // A copy that is killed empties the tables and begins again: by key that looks like a loss.
         // Kills in the copy are for the runs that know when the first load is complete.
         runner.streams().await?;
@@ -62,8 +65,9 @@ async fn run(
     let watcher = Watcher::start(History::new(&server), target.clone(), seed, consistency);
     let mut faults = Faults::new(seed, server.clone(), target.clone());
     let kills = config::kills(KILLS);
+    let states = if target.is_slow() { SLOW_STATES } else { STATES };
     let enough = |count: u32| {
-        count >= kills && (consistency == Consistency::PerKey || watcher.states() >= STATES || count >= 3 * kills)
+        count >= kills && (consistency == Consistency::PerKey || watcher.states() >= states || count >= 3 * kills)
     };
     while !enough(faults.count()) && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
@@ -86,7 +90,7 @@ async fn run(
     assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
     assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
     assert!(
-        consistency == Consistency::PerKey || report.prefixes >= STATES,
+        consistency == Consistency::PerKey || report.prefixes >= states,
         "{name}: too little was seen to mean anything: {report}"
     );
     Ok(())

@@ -3,8 +3,9 @@
 //! A change committed at `t` proves that everything *before* `t` was given by its partition, for
 //! more may follow with the same time; a safe time `t` proves everything *at or before* `t`. The
 //! frontier is the least of what the unfinished partitions prove. A partition that waits for its
-//! parents holds all that is after them, so its unfinished parents speak for it; from the close of
-//! the last of them on it has proved as much as they did.
+//! parents holds all that is after them, so its unfinished parents speak for it (of one that is not
+//! known yet: what it will come of); from the close of the last of them on it has proved as much as
+//! they did.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -40,10 +41,13 @@ struct Heard {
 
 impl Frontier {
     pub(super) fn opened(&mut self, partition: &Partition, from: Option<&Progress>) {
-        if self.partitions.contains_key(&partition.id) {
+        self.found.set(None);
+        if let Some(known) = self.partitions.get_mut(&partition.id) {
+            // Each parent of a merged partition may name parents that the others do not.
+            let new: Vec<_> = partition.parents.iter().filter(|p| !known.parents.contains(p)).cloned().collect();
+            known.parents.extend(new);
             return;
         }
-        self.found.set(None);
         let parents = partition.parents.iter().filter_map(|p| self.partitions.get(p));
         // Parents that closed before this call have nothing after what they proved.
         let inherited = parents.filter(|p| p.closed).map(Heard::end).max().unwrap_or(NOTHING);
@@ -104,7 +108,7 @@ impl Frontier {
     }
 
     fn waits(&self, partition: &Heard) -> bool {
-        partition.parents.iter().any(|p| self.partitions.get(p).is_some_and(|p| !p.closed))
+        partition.parents.iter().any(|p| self.partitions.get(p).is_none_or(|p| !p.closed))
     }
 }
 

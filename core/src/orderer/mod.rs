@@ -77,7 +77,9 @@ pub trait Orderer: Debug + Send {
     /// there is handed out too, for the lane to skip.
     ///
     /// At the start, all partitions that are known are opened before the first push. A child is
-    /// opened before its parent is closed. Opening a partition again does nothing.
+    /// opened before its parent is closed, and waits for all parents that it names, known or not: one
+    /// that is finished already, or whose child is being read already, is not named. Opening a
+    /// partition again adds parents.
     fn opened(&mut self, partition: &Partition, from: Option<&Progress>);
 
     /// A partition ended: no batch of it follows. Until its children speak for themselves they have

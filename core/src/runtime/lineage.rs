@@ -64,10 +64,20 @@ impl Lineage {
         }
     }
 
-    /// The partitions that are not finished, with where they resume.
+    /// The partitions that are not finished, with where they resume and the parents that they wait for.
     pub(crate) fn unfinished(&self) -> Vec<(Partition, Option<Progress>)> {
         let open = self.partitions.iter().filter(|(_, p)| p.status != PartitionStatus::Finished);
-        open.map(|(id, p)| (partition(id, p), progress(id, p))).collect()
+        let waits_for = |p: &PartitionProgress| match p.status {
+            PartitionStatus::Created => p.parents.iter().filter(|id| !self.finished.contains(*id)).cloned().collect(),
+            _ => Vec::new(),
+        };
+        open.map(|(id, p)| (Partition { parents: waits_for(p), ..partition(id, p) }, progress(id, p))).collect()
+    }
+
+    /// A child as the orderer has to know it: with the parents that are not finished yet.
+    pub(crate) fn waiting(&self, child: &Partition) -> Partition {
+        let parents = child.parents.iter().filter(|id| !self.finished.contains(*id)).cloned().collect();
+        Partition { parents, ..child.clone() }
     }
 
     /// Whether nothing is left to read.

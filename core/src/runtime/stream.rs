@@ -282,7 +282,7 @@ impl Coordinator {
             }
             Reading::Closed(id, children) => {
                 for child in &children {
-                    self.orderer.opened(child, None);
+                    self.orderer.opened(&self.lineage.waiting(child), None);
                 }
                 self.orderer.closed(&id);
                 self.lineage.closed(&id, children);

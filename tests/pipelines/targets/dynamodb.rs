@@ -80,6 +80,10 @@ impl Target for DynamoTarget {
         &["log_lines"]
     }
 
+    fn is_slow(&self) -> bool {
+        true
+    }
+
     async fn observe(&self) -> Option<Observation> {
         self.read().await.ok()
     }

@@ -41,6 +41,12 @@ pub(super) trait Target: Send + Sync {
         &[]
     }
 
+    /// An emulator, which applies some hundreds of changes a second and needs seconds to create a table:
+    /// it is written to slowly, and nothing is killed before the first copy is done.
+    fn is_slow(&self) -> bool {
+        false
+    }
+
     /// All rows in one snapshot. `None`: a table is not there yet, or the server is not.
     async fn observe(&self) -> Option<Observation>;
 

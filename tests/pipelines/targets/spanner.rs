@@ -80,6 +80,10 @@ impl Target for SpannerTarget {
         )
     }
 
+    fn is_slow(&self) -> bool {
+        true
+    }
+
     async fn observe(&self) -> Option<Observation> {
         block_in_place(|| self.read()).ok()
     }

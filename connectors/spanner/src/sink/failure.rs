@@ -55,7 +55,16 @@ pub(crate) fn refuses_exclusion(error: &SpannerError) -> bool {
 /// says so when another one came in between. If its commit was sent, it may also have been done, and
 /// asked for again by the client over a new connection.
 pub(crate) fn of_lost_transaction(mut error: SpannerError, commit_sent: bool) -> SpannerError {
-    if error.code == Code::NotFound && error.message.contains("Transaction not found") {
+    let forgotten = match error.code {
+        Code::NotFound => error.message.contains("Transaction not found"),
+        // The emulator's words for a transaction that was crowded out by another one.
+        Code::FailedPrecondition => {
+            error.message.contains("Invalid transaction ID")
+                || error.message.contains("using a transaction after it has been committed or rolledback")
+        }
+        _ => false,
+    };
+    if forgotten {
         error.code = Code::Aborted;
         error.may_have_happened |= commit_sent;
     }
