@@ -109,7 +109,7 @@ fn built_in_type(built_in: &Type, modifier: i32) -> DataType {
         };
     }
     // Modifiers of character types count the 4 bytes of a length word.
-    let length = u32::try_from(modifier - 4).ok();
+    let length = modifier.checked_sub(4).and_then(|length| u32::try_from(length).ok());
     match *built_in {
         Type::BOOL => DataType::Bool,
         Type::INT2 => DataType::Int16,
@@ -162,6 +162,8 @@ mod tests {
             (1700, -1, "decimal"),
             (1043, 24, "text(20)"),
             (1043, -1, "text"),
+            // What no server sends.
+            (1043, i32::MIN, "text"),
             (1042, 9, "char(5)"),
             (1560, 8, "bit(8)"),
             (1562, -1, "varbit"),

@@ -84,6 +84,9 @@ impl Checkpoint {
     pub fn from_json(text: &str) -> Result<Self> {
         let damaged = |e| Error::fatal("the stored checkpoint is damaged").because(e);
         let value: serde_json::Value = serde_json::from_str(text).map_err(damaged)?;
+        if !value.is_object() {
+            return Err(Error::fatal("the stored checkpoint is damaged: it is not a JSON object"));
+        }
         // Looked at first: a newer form need not fit the fields of this one.
         let format = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or_default();
         if format > u64::from(Self::FORMAT) {

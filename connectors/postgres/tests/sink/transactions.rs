@@ -59,10 +59,10 @@ async fn a_newer_run_fences_the_older_one() {
         let mut snapshot = old.open(db.snapshot_lane(1)).await.unwrap();
         write(&mut first, &unit("1")).await;
         let mut second = db.writer(&new, 2).await;
-        refused(&mut first, &unit("2"), ErrorKind::Fenced, "newer run").await;
-        refused(&mut snapshot, &Changes::new().insert(&t, &["3"]).snapshot(), ErrorKind::Fenced, "newer run").await;
+        refused(&mut first, &unit("2"), ErrorKind::Fenced, "newer epoch").await;
+        refused(&mut snapshot, &Changes::new().insert(&t, &["3"]).snapshot(), ErrorKind::Fenced, "newer epoch").await;
         let empty = Changes::new().unit();
-        refused(&mut first, &empty, ErrorKind::Fenced, "newer run").await;
+        refused(&mut first, &empty, ErrorKind::Fenced, "newer epoch").await;
         let error = old.progress().unwrap().take_over(&db.claim(1)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Fenced, "{}", error.report());
         write(&mut second, &unit("4")).await;
