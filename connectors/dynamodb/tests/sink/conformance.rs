@@ -69,7 +69,7 @@ impl SinkUnderTest for Local {
     }
 }
 
-const BY_ITEM: Abilities = Abilities { atomic: false, keyless: false, wide_floats: false };
+const BY_ITEM: Abilities = Abilities { atomic: false, keyless: false, wide_floats: false, concurrent: true };
 
 #[tokio::test]
 async fn guarded() {

@@ -3,19 +3,23 @@
 use std::sync::Arc;
 
 use anabranch_testkit::conformance;
+use anabranch_testkit::conformance::sink::Abilities;
 
 use crate::support::{DIALECTS, Target};
+
+/// It has one read-write transaction at a time, and may give up the other.
+const EMULATOR: Abilities = Abilities { atomic: true, keyless: true, wide_floats: true, concurrent: false };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sink_googlesql() {
     let Some(target) = Target::new(DIALECTS[0], &[]) else { return };
-    conformance::sink::run(&target).await;
+    conformance::sink::run_with(&target, EMULATOR).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sink_postgresql() {
     let Some(target) = Target::new(DIALECTS[1], &[]) else { return };
-    conformance::sink::run(&target).await;
+    conformance::sink::run_with(&target, EMULATOR).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

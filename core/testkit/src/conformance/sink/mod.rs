@@ -54,11 +54,13 @@ pub struct Abilities {
     pub keyless: bool,
     /// It holds every finite floating-point number.
     pub wide_floats: bool,
+    /// It carries out two transactions at a time. An emulator may give one of them up instead.
+    pub concurrent: bool,
 }
 
 impl Default for Abilities {
     fn default() -> Self {
-        Self { atomic: true, keyless: true, wide_floats: true }
+        Self { atomic: true, keyless: true, wide_floats: true, concurrent: true }
     }
 }
 
@@ -87,7 +89,7 @@ pub async fn run_with(target: &dyn SinkUnderTest, abilities: Abilities) {
     }
     transactions::an_old_writer_is_fenced(target).await;
     transactions::a_snapshot_is_fenced_and_stores_no_progress(target).await;
-    transactions::lanes_are_apart(target).await;
+    transactions::lanes_are_apart(target, abilities.concurrent).await;
     random::histories(target, abilities.keyless).await;
 }
 
