@@ -15,6 +15,8 @@ use super::targets::Target;
 const PAUSE: Duration = Duration::from_millis(20);
 /// How long the source may be down.
 const SOURCE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the target may be, once nothing disturbs it any more.
+const TARGET_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A watcher at work.
 pub(super) struct Watcher {
@@ -61,8 +63,7 @@ impl Watcher {
             return Ok(checker.report().clone());
         }
         caught_up(&mut history, &mut checker).await?;
-        let seen = target.observe().await.unwrap_or_else(Observation::empty);
-        Ok(checker.finish(&seen))
+        Ok(checker.finish(&observed(target.as_ref()).await?))
     }
 }
 
@@ -89,6 +90,18 @@ async fn watch(
         tokio::time::sleep(started.elapsed().max(PAUSE)).await;
     }
     Ok((checker, history))
+}
+
+/// Reads the target, which may have been killed, or lost the reader's connection, a moment ago.
+async fn observed(target: &dyn Target) -> Tested<Observation> {
+    let deadline = Instant::now() + TARGET_DEADLINE;
+    loop {
+        match target.observe().await {
+            Some(seen) => return Ok(seen),
+            None if Instant::now() > deadline => return Err("the target cannot be read".into()),
+            None => tokio::time::sleep(PAUSE).await,
+        }
+    }
 }
 
 /// Reads the history up to now, however often the source is killed meanwhile.
