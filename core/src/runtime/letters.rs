@@ -425,10 +425,13 @@ impl Letters {
         let (Some(store), Ok(id)) = (&self.store, std::str::from_utf8(last_applied)) else { return Ok(()) };
         let Some(letter) = store.get(&self.pipeline, id).await? else { return Ok(()) };
         if letter.state.is_open() {
-            // In `transaction` order its transaction was applied with it.
-            let waiting = if self.whole_transactions { self.waiting(usize::MAX).await? } else { vec![letter] };
-            let done = self.groups(&waiting).into_iter().find(|g| g.iter().any(|l| l.id == id));
-            let applied: Vec<_> = done.unwrap_or_default().iter().map(|l| marked(l, LetterState::Applied)).collect();
+            // In `transaction` order its transaction was applied with it; of a sharded target each
+            // shard applies its own part, and of the others nothing is known.
+            let together = |l: &DeadLetter| self.shards.is_none() || l.shard == letter.shard;
+            let waiting = if self.whole_transactions { self.waiting(usize::MAX).await? } else { vec![letter.clone()] };
+            let done = self.groups(&waiting).into_iter().find(|g| g.iter().any(|l| l.id == id)).unwrap_or_default();
+            let done = done.iter().filter(|l| together(l));
+            let applied: Vec<_> = done.map(|l| marked(l, LetterState::Applied)).collect();
             store.put(&self.pipeline, &applied).await?;
         }
         Ok(())
@@ -645,4 +648,56 @@ pub(super) fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
         transactions: 0,
         progress: vec![Progress { partition: PartitionId::new(RETRIED), position: end, safe_time: None }],
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letter::MemoryDeadLetters;
+    use crate::memory::MemorySource;
+    use crate::model::{Column, DataType, Value};
+
+    fn letter(sequence: i64, shard: &str) -> DeadLetter {
+        let schema = TableSchema {
+            name: TableName::new("public", "orders"),
+            columns: vec![Column::new("id", DataType::Int64)],
+            key: vec![0],
+        };
+        DeadLetter {
+            id: format!("memory:9-{sequence}"),
+            class: LetterClass::Retry,
+            state: LetterState::Held,
+            reason: "parked".to_owned(),
+            op: Op::Insert,
+            schema,
+            old: None,
+            new: Some(vec![Value::Int(sequence)]),
+            shard: Some(shard.to_owned()),
+            partition: PartitionId::new("memory"),
+            position: Position::new(Rank::of_change(&[9; 8], sequence as u64), Bytes::new()),
+            commit_time: Some(Timestamp::from_micros(9)),
+            attempts: 0,
+            last_attempt: None,
+            parked: None,
+        }
+    }
+
+    /// A transaction over two shards is tried in each by itself: when the process dies after one of
+    /// them, the letters of the other have not been applied.
+    #[tokio::test]
+    async fn what_one_shard_had_applied_is_not_marked_for_the_others() {
+        for (sharded, of_the_other) in [(true, LetterState::Held), (false, LetterState::Applied)] {
+            let (store, source) = (MemoryDeadLetters::new(), MemorySource::new("db"));
+            let shards = sharded.then(|| ["north", "south"].map(Arc::from).to_vec().into());
+            store.put("p", &[letter(1, "north"), letter(2, "south"), letter(3, "north")]).await.unwrap();
+            let (policy, store) = (LetterPolicy::default(), Arc::new(store));
+            let letters = Letters::load("p".into(), Arc::new(source), Some(store.clone()), policy, true, true, shards);
+            letters.await.unwrap().finish_interrupted_retry(b"memory:9-3").await.unwrap();
+            let mut states = Vec::new();
+            for sequence in 1..=3 {
+                states.push(store.get("p", &format!("memory:9-{sequence}")).await.unwrap().unwrap().state);
+            }
+            assert_eq!(states, [LetterState::Applied, of_the_other, LetterState::Applied], "sharded: {sharded}");
+        }
+    }
 }
