@@ -242,6 +242,7 @@ async fn what_is_larger_than_an_item_is_stored_in_several() {
         position: position(1),
         commit_time: None,
         parked: None,
+        lane: None,
         attempts: 0,
         last_attempt: None,
     };

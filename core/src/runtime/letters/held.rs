@@ -17,6 +17,8 @@ pub(super) struct Held {
     pub(super) sharded: bool,
     pub(super) keys: HashSet<HeldKey>,
     pub(super) shards: HashSet<String>,
+    /// Shards with open letters that were not parked.
+    pub(super) own: HashSet<String>,
     /// Open letters by shard; of none: an empty name.
     pub(super) open: BTreeMap<String, OpenLetters>,
 }
@@ -40,7 +42,17 @@ impl Held {
             || keys_of(change, self.sharded).iter().any(|k| self.keys.contains(k))
     }
 
+    /// Whether the shard has open letters that were not parked.
+    pub(super) fn has_own(&self, shard: &str) -> bool {
+        self.own.contains(shard)
+    }
+
     pub(super) fn count(&mut self, letter: &DeadLetter) {
+        if letter.parked.is_none()
+            && let Some(shard) = letter.shard.as_ref().filter(|s| !self.own.contains(*s))
+        {
+            self.own.insert(shard.clone());
+        }
         self.open.entry(letter.shard.clone().unwrap_or_default()).or_default().add(letter);
     }
 }

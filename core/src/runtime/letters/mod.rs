@@ -1,6 +1,7 @@
 //! Rows that the target refuses: find the one at fault, stop or set it aside, hold what follows it.
 
 mod held;
+mod lanes;
 mod retry;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,7 +17,7 @@ pub(super) use held::keys_of;
 pub(super) use retry::unit_of;
 
 use super::in_order::InOrder;
-use crate::dead_letter::{Classes, DeadLetter, DeadLetterStore, LetterClass, LetterState, Parked};
+use crate::dead_letter::{Classes, DeadLetter, DeadLetterStore, LetterClass, LetterLane, LetterState, Parked};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ChangeRef, Counters, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Unit};
 use crate::sink::{Durability, SinkWriter};
@@ -85,6 +86,10 @@ pub(crate) struct LaneName {
 impl LaneName {
     pub(super) fn parked(&self) -> Option<Parked> {
         self.shard.as_ref().map(|shard| Parked { shard: shard.to_string(), lane: self.lane })
+    }
+
+    pub(super) fn of_letter(&self) -> LetterLane {
+        LetterLane { shard: self.shard.as_ref().map(|shard| shard.to_string()), lane: self.lane }
     }
 }
 
@@ -163,7 +168,8 @@ impl Letters {
             && self.is_halted(shard)
         {
             let reason = format!("waits behind an earlier dead letter of shard {shard}");
-            let letters: Vec<_> = unit.changes().filter(|c| is_row(*c)).map(|c| held_letter(c, &reason)).collect();
+            let rows = unit.changes().filter(|c| is_row(*c));
+            let letters: Vec<_> = rows.map(|c| held_letter(c, lane, &reason)).collect();
             self.put(&letters).await?;
             let mut passed = unit.retain(|_| false);
             passed.transactions = 0;
@@ -181,7 +187,7 @@ impl Letters {
                 if all || self.with_held(|held| held.touches(change)) {
                     self.with_held(|held| held.keys.extend(keys_of(change, held.sharded)));
                     waiting.insert((change.partition().clone(), change.rank()));
-                    letters.push(held_letter(change, "waits behind an earlier dead letter of its key"));
+                    letters.push(held_letter(change, lane, "waits behind an earlier dead letter of its key"));
                 }
             }
         }
@@ -225,7 +231,7 @@ impl Letters {
         lane: &LaneName,
         tokens: &HashMap<PartitionId, Bytes>,
     ) -> Result<(Durability, Counters)> {
-        let error = match self.write(writer, unit).await {
+        let error = match self.write(writer, unit, lane).await {
             Err(e) if e.kind() == ErrorKind::Rejected => e,
             other => return other,
         };
@@ -242,7 +248,7 @@ impl Letters {
             let unit = self.hold(unit, lane).await?;
             let error = match known.take() {
                 Some(error) => error,
-                None => match self.write(writer, &unit).await {
+                None => match self.write(writer, &unit, lane).await {
                     Err(e) if e.kind() == ErrorKind::Rejected => e,
                     other => {
                         let (written, counters) = other?;
@@ -257,13 +263,13 @@ impl Letters {
                 smaller.reverse();
                 rest.append(&mut smaller);
             } else {
-                durability = self.refuse(writer, &unit, error).await?;
+                durability = self.refuse(writer, &unit, lane, error).await?;
             }
         }
         Ok((durability, applied))
     }
 
-    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit) -> Result<(Durability, Counters)> {
+    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit, lane: &LaneName) -> Result<(Durability, Counters)> {
         let written = writer.write(unit).await?;
         let changes = unit.row_changes().saturating_sub(written.rejected.len() as u64);
         let (transactions, stale) = (unit.transactions, written.stale);
@@ -273,7 +279,7 @@ impl Letters {
             if self.policy.on_rejected == OnRejected::Stop {
                 return Err(self.stopped_at(change, 1, rejected.error));
             }
-            self.set_aside(&[change], &rejected.error).await?;
+            self.set_aside(&[change], lane, &rejected.error).await?;
         }
         Ok((written.durability, counters))
     }
@@ -299,7 +305,13 @@ impl Letters {
     }
 
     /// Treats a transaction, or a change, that the target refuses by itself.
-    async fn refuse(&self, writer: &mut dyn SinkWriter, unit: &Unit, error: Error) -> Result<Durability> {
+    async fn refuse(
+        &self,
+        writer: &mut dyn SinkWriter,
+        unit: &Unit,
+        lane: &LaneName,
+        error: Error,
+    ) -> Result<Durability> {
         let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
         let Some(&first) = changes.first() else { return Err(error) };
         match self.policy.on_rejected {
@@ -312,18 +324,21 @@ impl Letters {
             }),
             OnRejected::DeadLetter => {}
         }
-        self.set_aside(&changes, &error).await?;
+        self.set_aside(&changes, lane, &error).await?;
         // The letters are durable: the progress may pass them.
         let mut passed = unit.retain(|_| false);
         passed.transactions = 0;
         Ok(writer.write(&passed).await?.durability)
     }
 
-    async fn set_aside(&self, changes: &[ChangeRef<'_>], error: &Error) -> Result<()> {
+    async fn set_aside(&self, changes: &[ChangeRef<'_>], lane: &LaneName, error: &Error) -> Result<()> {
         let reason = error.report();
         let class = self.policy.classes.of(&reason);
-        let letters: Vec<_> =
-            changes.iter().map(|c| DeadLetter::from_change(*c, class, LetterState::Open, &reason)).collect();
+        let letter = |change: &ChangeRef<'_>| {
+            let letter = DeadLetter::from_change(*change, class, LetterState::Open, &reason);
+            DeadLetter { lane: Some(lane.of_letter()), ..letter }
+        };
+        let letters: Vec<_> = changes.iter().map(letter).collect();
         self.put(&letters).await?;
         self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c, held.sharded))));
         tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), %reason, "put into the dead-letter store");
@@ -409,8 +424,9 @@ impl Letters {
     }
 }
 
-fn held_letter(change: ChangeRef<'_>, reason: &str) -> DeadLetter {
-    DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason)
+fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLetter {
+    let letter = DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason);
+    DeadLetter { lane: Some(lane.of_letter()), ..letter }
 }
 
 /// Not left out on purpose.

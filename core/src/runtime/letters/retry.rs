@@ -19,13 +19,22 @@ impl Letters {
     /// Tries the open letters again, in source order. A letter that is refused again blocks those
     /// behind it. Called while every lane is idle, so that no change of a held key is under way.
     pub(crate) async fn retry(&self, writer: &mut dyn SinkWriter) -> Result<Counters> {
+        self.retry_those(writer, |_| true).await
+    }
+
+    /// As [`Letters::retry`], of letters that stand; the others block those behind them too.
+    pub(crate) async fn retry_those(
+        &self,
+        writer: &mut dyn SinkWriter,
+        stands: impl Fn(&DeadLetter) -> bool + Send,
+    ) -> Result<Counters> {
         let mut applied = Counters::default();
         let mut blocked = Held::default();
         let waiting = if self.retries { self.waiting(PASS).await? } else { Vec::new() };
         for group in self.groups(&waiting) {
             let unit = unit_of(group)?;
             let is_blocked = unit.changes().any(|c| blocked.touches(c));
-            let wanted = group.iter().all(|l| self.is_due(l));
+            let wanted = group.iter().all(|l| self.is_due(l) && stands(l));
             if is_blocked || !wanted || !self.try_group(writer, &unit, group).await? {
                 blocked.keys.extend(unit.changes().flat_map(|c| keys_of(c, false)));
             } else {
@@ -209,6 +218,7 @@ mod tests {
             attempts: 0,
             last_attempt: None,
             parked: None,
+            lane: None,
         }
     }
 
