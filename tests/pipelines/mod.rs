@@ -7,6 +7,7 @@ mod broken;
 mod checker;
 mod config;
 mod crash;
+mod fan_out;
 mod faults;
 mod runner;
 mod source;

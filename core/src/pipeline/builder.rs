@@ -23,8 +23,8 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
 
-/// How often the source is asked how long it keeps what is needed.
-const ASK_RETENTION: Duration = Duration::from_secs(10);
+/// How often the source is asked how long it keeps what is needed: one small query.
+const ASK_RETENTION: Duration = Duration::from_secs(5);
 
 /// How often a drain looks at the stores.
 const LOOK: Duration = Duration::from_millis(500);

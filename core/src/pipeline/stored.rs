@@ -49,6 +49,12 @@ pub(crate) async fn load(spec: &Spec) -> Result<Option<Stored>> {
     Ok(Some(Stored { checkpoint, owners: BTreeMap::new(), shards }))
 }
 
+/// As [`load`], while the target does not answer: what the checkpointer knows, which may be older.
+pub(crate) async fn load_without_target(spec: &Spec) -> Result<Option<Stored>> {
+    let loaded = spec.checkpointer.load(&spec.name).await?;
+    Ok(loaded.map(|(_, checkpoint)| Stored { checkpoint, ..Stored::default() }))
+}
+
 /// What the target tells, each shard by itself: one that does not answer hides none of the others.
 async fn told(spec: &Spec, checkpoint: &Checkpoint) -> Result<(Vec<LaneProgress>, Vec<ShardTold>)> {
     let Some(sharded) = spec.sink.sharded() else {
