@@ -18,7 +18,7 @@ pub(crate) type Told<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 pub(crate) const DB: &str = "shop";
 
 /// Log that is written while the second region is down, at least.
-const MISSED: u64 = 4 << 20;
+const MISSED: u64 = 2 << 20;
 /// How often the first region is asked to catch up with the present meanwhile.
 const DRAINS: usize = 5;
 
@@ -69,7 +69,7 @@ pub(crate) async fn tell(say: &mut (dyn FnMut(String) + Send)) -> Told<Option<St
     drained(&mut second).await?;
     say("two regions   both copied, and streaming".to_owned());
     let writer = Writer::start(&primary)?;
-    let before = second.status();
+    let before = until_known(&second).await?;
 
     two.database.kill9()?;
     say("killed        the database of region_2; the shop goes on".to_owned());
@@ -106,6 +106,21 @@ pub(crate) async fn tell(say: &mut (dyn FnMut(String) + Send)) -> Told<Option<St
     Ok(Some(Story { equal, unaffected, down, before, worst_lag, transactions }))
 }
 
+/// The status of a region once it tells how far it is, and what the primary keeps for it.
+async fn until_known(running: &RunningPipeline) -> Told<Status> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let status = running.status();
+        if status.safe_time.is_some() && status.retention.is_some() {
+            return Ok(status);
+        }
+        if Instant::now() > deadline {
+            return Err(format!("no safe time: {status:?}").into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Lets the shop write while one region is down, and asks the other one again and again whether it has
 /// everything of the present.
 async fn outage(primary: &PgServer, first: &mut RunningPipeline, writer: &Writer) -> Told<(Status, f64)> {
@@ -138,16 +153,15 @@ fn log_end(primary: &PgServer) -> Told<u64> {
     Ok(bytes.ok_or("no answer")?.parse()?)
 }
 
-/// The status of a region whose database is down, as its own process and any other one tell it, as soon as
-/// both tell how long the primary keeps what it needs.
+/// The status of a region whose database is down, as soon as its own process counts down how long the primary
+/// keeps what it needs, and any other process tells how much that is.
 async fn until_counted_down(region: &Region, running: &RunningPipeline) -> Told<Status> {
     let deadline = Instant::now() + PATIENCE;
-    let counts = |s: &Status| {
-        s.retention.as_ref().is_some_and(|left| left.held_bytes >= Some(MISSED) && left.estimated_seconds.is_some())
-    };
+    let kept = |s: &Status| s.retention.clone().filter(|left| left.held_bytes >= Some(MISSED) && left.bytes.is_some());
     loop {
         let (own, seen) = (running.status(), region.status().await?);
-        if own.phase == Phase::Retrying && counts(&own) && counts(&seen) {
+        let counted = kept(&own).is_some_and(|left| left.estimated_seconds.is_some());
+        if own.phase == Phase::Retrying && counted && kept(&seen).is_some() {
             return Ok(own);
         }
         if Instant::now() > deadline {
@@ -192,12 +206,12 @@ async fn write(url: String, stop: Arc<AtomicBool>, committed: Arc<AtomicU64>) ->
     while !stop.load(Ordering::Relaxed) {
         let number = committed.load(Ordering::Relaxed) as i64;
         let (old, new) = (number * 7919 % 3000 + 1, 10_000 + number);
-        let what = "w".repeat(2000);
         client
             .batch_execute(&format!(
                 "BEGIN;
                  INSERT INTO data_schema.orders VALUES ({new}, 'new customer', {number} / 8.0, now());
-                 INSERT INTO data_schema.lines VALUES ({new}, 1, '{what}');
+                 INSERT INTO data_schema.lines
+                     SELECT {new}, 1, string_agg(md5(i::text || '{new}'), '') FROM generate_series(1, 60) i;
                  UPDATE data_schema.orders SET total = total + 1 WHERE id = {old};
                  DELETE FROM data_schema.lines WHERE order_id = {} AND line = 1;
                  COMMIT",

@@ -10,6 +10,7 @@ mod crash;
 mod fan_out;
 mod faults;
 mod runner;
+mod safe_time;
 mod source;
 mod targets;
 mod two_jobs;

@@ -168,11 +168,11 @@ impl Pipeline {
         let marker = source
             .marker()
             .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?;
-        let Some(stored) = stored::load(&self.spec).await? else { return Err(self.never_ran()) };
-        // Positions of another source, or of another life of it, mean nothing here.
-        if !stored.checkpoint.identity.0.is_empty() {
-            source.check(Some(&stored.checkpoint)).await?;
+        if stored::load(&self.spec).await?.is_none() {
+            return Err(self.never_ran());
         }
+        // Positions of another source, or of another life of it, mean nothing here.
+        stored::load_checked(&self.spec).await?;
         let mut drain = Drain::new(marker.mark().await?, source.info().order);
         let reached = self.reach(&mut drain);
         match deadline {

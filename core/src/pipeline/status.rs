@@ -271,6 +271,10 @@ impl Shared {
     }
 
     pub(crate) fn phase(&self, phase: Phase) {
+        if phase == Phase::Streaming {
+            // Nothing is streamed before every table is copied.
+            self.with(|s| s.snapshot.iter_mut().for_each(|snapshot| snapshot.done = true));
+        }
         self.phase.send_replace(phase);
     }
 

@@ -48,8 +48,7 @@ pub(crate) async fn verify(
     if options.repair && options.wait.is_none() {
         return Err(Error::config("repair", "needs a wait: rows on their way would be taken for differences"));
     }
-    let stored = stored(spec).await?;
-    spec.source.check(stored.as_ref().filter(|c| !c.identity.0.is_empty())).await?;
+    let stored = stored::load_checked(spec).await?.map(|stored| stored.checkpoint);
     let tables = transformed(spec.source.tables().await?, transforms)?;
     if let Some(unknown) = options.tables.iter().find(|name| !tables.iter().any(|(source, _)| source.name == **name)) {
         return Err(Error::config("tables", format!("the source does not send a table {unknown}")));
