@@ -19,11 +19,11 @@ use super::{Tested, config};
 
 const DB: &str = "shop";
 const WRITERS: u64 = 4;
-/// Observations of each phase that have a new safe time.
-const OBSERVATIONS: usize = 25;
+/// Observations of each phase, each with a new safe time: it moves about once a second.
+const OBSERVATIONS: usize = 6;
 const DEADLINE: Duration = Duration::from_secs(120);
 /// How long the source is idle.
-const IDLE: Duration = Duration::from_secs(12);
+const IDLE: Duration = Duration::from_secs(8);
 
 /// Rows tell their transactions: they are inserted, in two tables, and never changed.
 const TABLES: &str = "
