@@ -12,6 +12,7 @@ mod shop;
 
 mod configuration;
 mod control;
+mod lapsed;
 mod letters;
 mod rights;
 mod running;
@@ -20,3 +21,4 @@ mod source;
 mod target;
 mod tls;
 mod verify;
+mod verify_elsewhere;

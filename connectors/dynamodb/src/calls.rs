@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_core::{Error, ErrorKind, Result};
+use aws_sdk_dynamodb::operation::batch_get_item::BatchGetItemError;
 use aws_sdk_dynamodb::operation::batch_write_item::BatchWriteItemError;
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::get_item::GetItemError;
@@ -105,6 +106,7 @@ conditional!(PutItemError, "dynamodb:PutItem");
 conditional!(UpdateItemError, "dynamodb:UpdateItem");
 conditional!(DeleteItemError, "dynamodb:DeleteItem");
 reading!(GetItemError, "dynamodb:GetItem");
+reading!(BatchGetItemError, "dynamodb:BatchGetItem");
 reading!(QueryError, "dynamodb:Query");
 reading!(ScanError, "dynamodb:Scan");
 

@@ -218,7 +218,7 @@ impl Postgres {
         let client = self.session()?.client().await?;
         let slot = slot::read(&client, &self.slot).await?;
         let Some(slot) = slot else { return Err(slot::missing(&self.slot, from)) };
-        slot.check(self.session()?.endpoint().database())?;
+        slot.check(self.session()?.endpoint().database(), from)?;
         slot.check_reaches(from)?;
         Ok(slot)
     }

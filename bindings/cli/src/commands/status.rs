@@ -79,6 +79,18 @@ fn print(s: &Status) {
     say(format_args!("phase         {}{}", progress::phase(s.phase), seen(s)));
     say(format_args!("safe time     {}", s.safe_time.map_or_else(none, |t| t.to_string())));
     say(format_args!("lag           {}", s.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"))));
+    if let Some(bytes) = s.lag_bytes {
+        say(format_args!("unread        {:.1} MB of the source's log", bytes as f64 / 1e6));
+    }
+    if let Some(skew) = s.skew_seconds.filter(|_| s.partitions.len() > 1) {
+        say(format_args!("skew          {skew:.1} s between {} partitions", s.partitions.len()));
+    }
+    if let Some(retention) = &s.retention {
+        say(format_args!("retention     {retention}"));
+    }
+    if let Some(error) = &s.last_error {
+        say(format_args!("last error    {error}"));
+    }
     if let Some(snapshot) = &s.snapshot {
         say(format_args!(
             "snapshot      {} rows, {}/{} tables{}",

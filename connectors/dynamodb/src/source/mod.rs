@@ -21,6 +21,7 @@ mod scan;
 mod setup;
 mod shard;
 mod shards;
+mod verifier;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +29,7 @@ use std::time::Duration;
 
 use anabranch_core::{
     ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Result, Retention, Snapshotter, Source,
-    SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema, Timestamp,
+    SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema, Timestamp, Verifier,
 };
 use async_trait::async_trait;
 use tokio::sync::{OnceCell, Semaphore};
@@ -376,6 +377,10 @@ impl Source for DynamoDb {
     }
 
     fn retention(&self) -> Option<&dyn Retention> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 
