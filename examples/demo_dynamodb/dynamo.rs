@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anabranch::Secret;
 use anabranch_dynamodb::Access;
 use anabranch_dynamodb::types::{Item, item_to_json};
-use anabranch_servers::{DynamoServer, dynamodb};
+use anabranch_servers::{DynamoOptions, DynamoServer};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, PutRequest, ScalarAttributeType, Select, WriteRequest,
@@ -27,7 +27,7 @@ pub(crate) struct Dynamo {
 impl Dynamo {
     /// `None`, with a line that says so, if it is not installed.
     pub(crate) fn start() -> Done<Option<Self>> {
-        let Some(server) = dynamodb() else { return Ok(None) };
+        let Some(server) = DynamoOptions::new().in_memory().start()? else { return Ok(None) };
         let runtime = Runtime::new()?;
         let key = || Secret::new("local");
         let access = Access::new().region("local").endpoint(server.endpoint()).credentials(key(), key(), None);
