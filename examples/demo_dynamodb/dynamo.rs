@@ -81,10 +81,11 @@ impl Dynamo {
     pub(crate) fn count(&self, table: &str, first_only: bool) -> u64 {
         let mut filter = "attribute_not_exists(#deleted)".to_owned();
         if first_only {
-            filter.push_str(" AND attribute_exists(first)");
+            filter.push_str(" AND attribute_exists(#first)");
         }
         let scan = self.client.scan().table_name(table).select(Select::Count).filter_expression(filter);
         let scan = scan.expression_attribute_names("#deleted", anabranch_dynamodb::bookkeeping::DELETED);
+        let scan = if first_only { scan.expression_attribute_names("#first", "first") } else { scan };
         self.runtime.block_on(async {
             let mut pages = scan.into_paginator().send();
             let mut count = 0;

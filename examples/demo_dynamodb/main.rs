@@ -29,6 +29,7 @@ type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 /// How long anything may take before the demonstration gives up.
 const PATIENCE: Duration = Duration::from_secs(180);
+const COUNT_EVERY: Duration = Duration::from_millis(250);
 /// How many times the lag is measured.
 const SAMPLES: usize = 25;
 
@@ -75,7 +76,7 @@ fn between_dynamos(program: &Path, source: &Dynamo, target: &Dynamo) -> Done<boo
     let writer = Writer::start(source, shop::ORDERS);
     let config = format!(
         "[pipeline]\nname = \"shop\"\norder = \"key\"\n\n[source]\n{}tables = [\"orders\", \"customers\"]\n\
-         snapshot = \"initial\"\n\n[sink]\n{}create_tables = true\n",
+         snapshot = \"initial\"\n\n[sink]\n{}concurrency = 16\ncreate_tables = true\n",
         source.section(),
         target.section()
     );
@@ -111,7 +112,7 @@ fn from_postgres(program: &Path, server: &PgServer, target: &Dynamo) -> Done<boo
     let url = server.url(office::DATABASE);
     let config = format!(
         "[pipeline]\nname = \"office\"\norder = \"key\"\n\n[source]\ntype = \"postgres\"\nurl = \"{url}\"\n\
-         publication = \"office\"\nslot = \"office\"\nsnapshot = \"initial\"\n\n[sink]\n{}create_tables = true\n",
+         publication = \"office\"\nslot = \"office\"\nsnapshot = \"initial\"\n\n[sink]\n{}concurrency = 16\ncreate_tables = true\n",
         target.section()
     );
     let mut pipeline = Pipeline::new(program, &config)?;
@@ -172,6 +173,11 @@ fn to_postgres(program: &Path, source: &Dynamo, server: &PgServer) -> Done<bool>
 /// Kills the pipeline as soon as some items are there, and waits for the others after its restart.
 fn copy_with_a_kill(pipeline: &mut Pipeline, all: u64, copied: &dyn Fn() -> u64) -> Done {
     let started = Instant::now();
+    // Counting is a scan: now and then.
+    let copied = || {
+        thread::sleep(COUNT_EVERY);
+        copied()
+    };
     pipeline.start()?;
     wait_until(pipeline, "the first items", || (copied() > 0).then_some(()))?;
     pipeline.kill()?;

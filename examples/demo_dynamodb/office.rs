@@ -16,10 +16,10 @@ pub(crate) const DATABASE: &str = "office";
 pub(crate) const COPIED: &str = "from_dynamodb";
 
 /// Products that are there at first.
-pub(crate) const PRODUCTS: u64 = 1_000;
-const SALES: u64 = 2_000;
+pub(crate) const PRODUCTS: u64 = 500;
+const SALES: u64 = 900;
 /// Between two transactions.
-const PAUSE: Duration = Duration::from_millis(8);
+const PAUSE: Duration = Duration::from_millis(25);
 
 const SCHEMA: &str = "
 CREATE TABLE products (id int PRIMARY KEY, title text NOT NULL, price numeric(12,2) NOT NULL, stock int NOT NULL,

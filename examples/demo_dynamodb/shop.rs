@@ -23,11 +23,11 @@ pub(crate) type Table = (&'static str, &'static [&'static str]);
 
 pub(crate) const TABLES: [Table; 2] = [("orders", &["id"]), ("customers", &["region", "id"])];
 
-pub(crate) const ORDERS: u64 = 6_000;
-const CUSTOMERS: u64 = 1_500;
+pub(crate) const ORDERS: u64 = 1_500;
+const CUSTOMERS: u64 = 400;
 const REGIONS: [&str; 3] = ["eu", "us", "São Paulo"];
 /// Between two writes.
-const PAUSE: Duration = Duration::from_millis(4);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes and fills it.
 pub(crate) fn open(dynamo: &Dynamo) -> Done {

@@ -45,6 +45,9 @@ const LONG: Duration = Duration::from_secs(18 * 3600);
 /// Bytes that one read unit gives, eventually consistent (developer guide, "Read/write capacity mode").
 const UNIT_BYTES: f64 = 8192.0;
 
+/// The copy, among those that need what the streams keep. No partition is called so.
+pub(super) const COPY: &str = "anabranch:copy";
+
 /// Calls that fail one after another before the copy is interrupted.
 const MAX_FAILURES: u32 = 6;
 
@@ -123,7 +126,7 @@ impl Scan {
             let limit = connected.settings.scan_capacity;
             capacity.insert(table.name.clone(), Arc::new(Capacity::new(limit)));
         }
-        let guard = PartitionId::new("scan");
+        let guard = PartitionId::new(COPY);
         let spooling = match &connected.settings.spool {
             Some(settings) => Some(Arc::new(Spooling::start(&connected, settings, &tables, begun)?)),
             None => {

@@ -14,6 +14,7 @@ use tokio::time::{interval, sleep};
 use super::super::root::RootReader;
 use super::super::setup::{Table, ended};
 use super::super::shard::ShardReader;
+use super::super::scan::COPY;
 use super::super::{Connected, END};
 use super::file::{Appender, Frame, Frames, Head};
 use super::{Folder, SpoolSettings, failed, holds};
@@ -236,6 +237,8 @@ impl Spool {
         if !shared.full.swap(true, Ordering::Relaxed) {
             let path = path.display();
             tracing::warn!(%path, why, "the spool takes no more: the copy has 24 hours from here on");
+            // From now on it counts what the stream keeps.
+            shared.connected.needed().opened(&PartitionId::new(COPY), Some(shared.connected.now()));
         }
         None
     }
