@@ -12,9 +12,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{interval, sleep};
 
 use super::super::root::RootReader;
+use super::super::scan::COPY;
 use super::super::setup::{Table, ended};
 use super::super::shard::ShardReader;
-use super::super::scan::COPY;
 use super::super::{Connected, END};
 use super::file::{Appender, Frame, Frames, Head};
 use super::{Folder, SpoolSettings, failed, holds};
