@@ -20,6 +20,8 @@ use toml::Table;
 /// | `spanner` | yes | yes | yes | `spanner` |
 /// | `file`, `memory` | | | yes | |
 ///
+/// `dynamodb` keeps leases (`[workers.leases]`) too.
+///
 /// With the feature `reverse` there are the transforms `session`, `forward_migration` and `values` too.
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
@@ -67,8 +69,12 @@ pub fn registry() -> Registry {
     #[cfg(feature = "dynamodb")]
     {
         use anabranch_dynamodb::{DynamoDb, DynamoDbSink, DynamoDbSinkConfig, DynamoDbSourceConfig};
+        use anabranch_dynamodb::{DynamoDbLeases, DynamoDbLeasesConfig};
         source::<DynamoDbSourceConfig, DynamoDb>(&mut registry, "dynamodb");
         sink_and_stores::<DynamoDbSinkConfig, DynamoDbSink>(&mut registry, "dynamodb");
+        registry.leases("dynamodb", |table| {
+            Ok(Arc::new(connector::<DynamoDbLeasesConfig, DynamoDbLeases>("workers.leases", table)?))
+        });
     }
     #[cfg(feature = "reverse")]
     {
