@@ -128,6 +128,11 @@ impl Assembler {
         self.news = true;
     }
 
+    /// The query ended before the partition: the next one begins at what was heard last.
+    pub(crate) fn stopped(&mut self) {
+        self.news = true;
+    }
+
     /// Whether [`Assembler::take`] has something to give when it is flushed.
     pub(crate) fn has_news(&self) -> bool {
         self.news || self.batch.is_some()
