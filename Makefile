@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help setup demo test crash bench fuzz lint
+.PHONY: help setup demo demo-spanner test crash bench fuzz lint
 
 help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
+	@echo "make demo-spanner  the same with the Cloud Spanner emulator, back into two MariaDB databases"
 	@echo "make test    formatting, all tests, crash runs of 50 kills for each pair of databases"
 	@echo "make crash   long crash runs: KILLS=1000 for each pair; SEED= replays one"
 	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
@@ -20,6 +21,10 @@ setup:
 demo: setup
 	$(CARGO) build --quiet -p anabranch-cli
 	$(CARGO) run --quiet --example demo
+
+demo-spanner: setup
+	$(CARGO) build --quiet -p anabranch-cli
+	$(CARGO) run --quiet --example demo_spanner
 
 test: setup
 	$(CARGO) fmt --all --check
