@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help setup demo demo-dynamodb test crash bench fuzz lint
+.PHONY: help setup demo demo-dynamodb demo-spanner test crash bench fuzz lint
 
 help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
 	@echo "make demo-dynamodb  the same between two DynamoDB, and between DynamoDB and PostgreSQL both ways"
+	@echo "make demo-spanner  the same with the Cloud Spanner emulator, back into two MariaDB databases"
 	@echo "make test    formatting, all tests, crash runs of 50 kills for each pair of databases"
 	@echo "make crash   long crash runs: KILLS=1000 for each pair; SEED= replays one"
 	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
@@ -25,6 +26,10 @@ demo: setup
 demo-dynamodb: setup
 	$(CARGO) build --quiet -p anabranch-cli
 	$(CARGO) run --quiet --example demo_dynamodb
+
+demo-spanner: setup
+	$(CARGO) build --quiet -p anabranch-cli
+	$(CARGO) run --quiet --example demo_spanner
 
 test: setup
 	$(CARGO) fmt --all --check

@@ -71,7 +71,7 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
         ),
     );
     let writer = Writer::start(&shop);
-    let mut pipeline = Pipeline::new(program, &config(&shop, target))?;
+    let mut pipeline = Pipeline::new(program, &config(&shop.url(), target))?;
 
     let started = Instant::now();
     pipeline.start()?;
@@ -94,10 +94,10 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
     Ok(equal)
 }
 
-/// From the shop to the target.
-fn config(shop: &Shop<'_>, target: &dyn Target) -> String {
+/// From the database at `source` to the target.
+fn config(source: &str, target: &dyn Target) -> String {
     let slot = format!("shop_to_{}", target.name().to_lowercase());
-    let (source, sink, lossy) = (shop.url(), target.sink(), target.lossy());
+    let (sink, lossy) = (target.sink(), target.lossy());
     format!(
         "[pipeline]\nname = \"{slot}\"\norder = \"transaction\"\n\n\
          [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"shop\"\nslot = \"{slot}\"\n\

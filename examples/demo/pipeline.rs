@@ -24,11 +24,16 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// With this configuration.
+    /// With this configuration, in a folder of its own.
     pub(crate) fn new(program: &Path, config: &str) -> Done<Self> {
-        let folder = tempfile::tempdir()?;
-        fs::write(folder.path().join("pipeline.toml"), config)?;
-        Ok(Self { program: program.to_owned(), folder, child: None })
+        let this = Self { program: program.to_owned(), folder: tempfile::tempdir()?, child: None };
+        this.file("pipeline.toml", config)?;
+        Ok(this)
+    }
+
+    /// Puts a file beside the configuration.
+    pub(crate) fn file(&self, name: &str, text: &str) -> Done {
+        Ok(fs::write(self.folder.path().join(name), text)?)
     }
 
     /// Starts it.
