@@ -98,7 +98,9 @@ impl PostgresWriter {
             return Err(Error::fatal("the parts of a unit are out of order"));
         }
         self.plans.prepare(&session.client, unit).await?;
-        let mut applier = Applier::new(&session.client, &mut self.plans, &mut self.statements, session.replica);
+        let dialect = *self.shared.store.lacks();
+        let mut applier =
+            Applier::new(&session.client, &mut self.plans, &mut self.statements, session.replica, dialect);
         if begins {
             // Foreign keys that may wait do so: within a transaction rows come in any order.
             let deferred = if session.replica { "" } else { "; SET CONSTRAINTS ALL DEFERRED" };
