@@ -118,6 +118,14 @@ pub(crate) fn check_tables(tables: &[Published], plugin: Plugin) -> Result<()> {
     let mend = |names: &[&TableName], what: &str| {
         names.iter().map(|t| format!("ALTER TABLE {} {what};", table_ident(t))).collect::<Vec<_>>().join(" ")
     };
+    let unsent = named(&|t| matches!(t.identity(), b'n' | b'i'));
+    if !unsent.is_empty() {
+        return Err(Error::config(
+            "source.publication",
+            format!("{} has a replica identity that YugabyteDB does not stream", list(&unsent)),
+        )
+        .hint(format!("before the slot is created: {}", mend(&unsent, "REPLICA IDENTITY DEFAULT"))));
+    }
     // The server leaves such tables out without a word, unless the slot was told to allow them.
     let keyless = named(&|t| t.schema().key.is_empty());
     if !keyless.is_empty() {
@@ -126,14 +134,6 @@ pub(crate) fn check_tables(tables: &[Published], plugin: Plugin) -> Result<()> {
             format!("{} has no primary key, and YugabyteDB leaves such a table out of the stream", list(&keyless)),
         )
         .hint("give it a primary key, or leave it out of the publication"));
-    }
-    let unsent = named(&|t| matches!(t.identity(), b'n' | b'i'));
-    if !unsent.is_empty() {
-        return Err(Error::config(
-            "source.publication",
-            format!("{} has a replica identity that YugabyteDB does not stream", list(&unsent)),
-        )
-        .hint(format!("before the slot is created: {}", mend(&unsent, "REPLICA IDENTITY DEFAULT"))));
     }
     let change = named(&|t| t.identity() == b'c');
     if plugin == Plugin::Pgoutput && !change.is_empty() {

@@ -36,21 +36,18 @@ pub(crate) async fn prepare(source: &Yugabyte, resume: Option<&Checkpoint>) -> R
         tracing::info!(slot = %source.slot_name(), "creating the slot");
         source.server()?.command("anabranch setup", command, "cannot create the slot").await?;
     }
-    let tables = source.published().await?;
-    publication::check_tables(&tables, source.plugin_of_slot())?;
     let slot = match plan.slot {
         Some(slot) => slot,
         None => slot::read(&client, source.slot_name())
             .await?
             .ok_or_else(|| slot::missing(source.slot_name(), source.plugin_of_slot(), None))?,
     };
-    Ok(identity(source, &slot)?)
+    identity(source, &slot)
 }
 
 /// See [`anabranch_core::Source::check`].
 pub(crate) async fn check(source: &Yugabyte, resume: Option<&Checkpoint>) -> Result<Vec<String>> {
     let plan = plan(source, resume).await?;
-    publication::check_tables(&source.published().await?, source.plugin_of_slot())?;
     Ok(plan.statements.into_iter().chain(plan.create_slot).collect())
 }
 
@@ -72,6 +69,7 @@ async fn plan(source: &Yugabyte, resume: Option<&Checkpoint>) -> Result<Plan> {
         }
     }
     let statements = publication::plan(source, &client).await?;
+    publication::check_tables(&source.published().await?, source.plugin_of_slot())?;
     let create_slot = match &slot {
         Some(slot) => {
             slot.check(&wanted(source)?, reached.map(|r| r.time))?;

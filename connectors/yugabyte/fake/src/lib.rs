@@ -119,7 +119,11 @@ impl Fake {
     /// Moves the slot's restart time back, as if nothing had been confirmed for so long.
     pub fn age(&self, slot: &str, seconds: u64) {
         if let Some(slot) = self.shared.state().slots.get_mut(slot) {
-            slot.restart = slot.restart.saturating_sub((seconds * 1_000_000) << 12);
+            let by = (seconds * 1_000_000) << 12;
+            slot.restart = slot.restart.saturating_sub(by);
+            if slot.hybrid {
+                slot.confirmed = slot.confirmed.saturating_sub(by);
+            }
         }
     }
 

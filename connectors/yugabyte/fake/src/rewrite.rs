@@ -32,8 +32,13 @@ pub(crate) async fn rewrite(shared: &Shared, database: &str, application: &str, 
         return refuse(shared, sql, "System column \"ctid\" is not supported yet");
     }
     let writes = ["anabranch-sink/stream", "anabranch-sink/snapshot"].iter().any(|a| application.starts_with(a));
-    if writes && let Some(refusal) = shared.state().inject(shared.options.refuse_one_of) {
-        return refusal;
+    // BEGIN asks the storage layer for nothing, and cannot fail there.
+    if writes
+        && !small.starts_with("begin")
+        && let Some(refusal) = shared.state().inject(shared.options.refuse_one_of)
+    {
+        // A commit that fails ends the transaction all the same.
+        return if small == "commit" { format!("ROLLBACK; {refusal}") } else { refusal };
     }
     let mut sql = sql
         .replace("SELECT version()", &format!("SELECT '{}'::text", shared.options.version))
