@@ -16,3 +16,5 @@ mod types;
 mod verify;
 mod watcher;
 mod writers;
+#[cfg(feature = "yugabyte")]
+mod yugabyte;
