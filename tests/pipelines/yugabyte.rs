@@ -123,7 +123,10 @@ async fn run(lsn_type: &str) -> Tested {
     }
     let report = watcher.finish().await?;
     let injected = target.fake.injected();
-    println!("{name}: {report}; {}, {injected} statements refused for now; {committed} acknowledged commits", faults.summary());
+    println!(
+        "{name}: {report}; {}, {injected} statements refused for now; {committed} acknowledged commits",
+        faults.summary()
+    );
     assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
     assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
     assert!(report.prefixes >= STATES, "{name}: too little was seen to mean anything: {report}");

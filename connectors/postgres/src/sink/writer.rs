@@ -12,7 +12,7 @@ use super::failure::{Failure, Next};
 use super::ledger::Ledgers;
 use super::params::Text;
 use super::session::Session;
-use super::{Shared, origin};
+use super::{Privilege, Shared, origin};
 use crate::error::classify;
 
 /// The writer of one lane.
@@ -363,7 +363,7 @@ impl SinkWriter for PostgresWriter {
 
     async fn close(mut self: Box<Self>) -> Result<()> {
         self.roll_back().await;
-        if let Some(session) = &self.session {
+        if let Some(session) = self.session.as_ref().filter(|_| self.shared.options.origin != Privilege::Off) {
             origin::release(&session.client).await;
             if self.lane.purpose == LanePurpose::Snapshot {
                 // Needed no more, and a server has few places for origins.

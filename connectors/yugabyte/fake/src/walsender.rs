@@ -230,9 +230,8 @@ async fn stream(
     let raw = Raw::replication(shared.upstream, &database).await?;
     let (mut upstream, mut acknowledge) = raw.0.into_split();
     let names = publication.replace('\'', "''");
-    let start = format!(
-        "START_REPLICATION SLOT \"{name}\" LOGICAL 0/0 (proto_version '1', publication_names '{names}')"
-    );
+    let start =
+        format!("START_REPLICATION SLOT \"{name}\" LOGICAL 0/0 (proto_version '1', publication_names '{names}')");
     acknowledge.write_all(&Message::new(b'Q', crate::wire::text(&start)).bytes()).await?;
     let mut tables = Tables::default();
     let reader =

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anabranch_core::*;
+use anabranch_testkit::conformance;
 use anabranch_testkit::conformance::sink::SinkUnderTest;
 use anabranch_testkit::conformance::source::{SourceUnderTest, Statement};
-use anabranch_testkit::conformance;
 use anabranch_yugabyte::{LsnType, Plugin, Yugabyte, YugabyteSink};
 use async_trait::async_trait;
 use tokio::sync::Mutex;

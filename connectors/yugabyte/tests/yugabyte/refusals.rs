@@ -57,7 +57,8 @@ async fn servers_and_tables_that_cannot_be_read() {
     refused(&pgoutput, None, ErrorKind::Config, &["source.plugin", "identity CHANGE", "yboutput"]).await;
     assert_eq!(u.fake.confirmed("s"), None, "a slot was created by a start that was refused");
     u.source("s").prepare(None).await.unwrap();
-    refused(&u.source("s2").create(false), None, ErrorKind::Config, &["source.slot", "CREATE_REPLICATION_SLOT s2"]).await;
+    refused(&u.source("s2").create(false), None, ErrorKind::Config, &["source.slot", "CREATE_REPLICATION_SLOT s2"])
+        .await;
     let bare = Yugabyte::new(u.url()).publication("bare").slot("s").create(false);
     refused(&bare, None, ErrorKind::Config, &["bare", "CREATE PUBLICATION"]).await;
 }
@@ -67,7 +68,8 @@ async fn a_publication_without_the_marker_gets_it() {
     let Some(u) = universe(identity(b'c')).await else { return };
     with_table(&u);
     u.exec("CREATE PUBLICATION pub FOR TABLE t");
-    refused(&u.source("s").create(false), None, ErrorKind::Config, &["ADD TABLE \"public\".\"anabranch_marker\""]).await;
+    refused(&u.source("s").create(false), None, ErrorKind::Config, &["ADD TABLE \"public\".\"anabranch_marker\""])
+        .await;
     let planned = dynamic(&u.source("s")).check(None).await.unwrap();
     assert_eq!(planned.len(), 3, "{planned:?}");
     u.source("s").prepare(None).await.unwrap();
@@ -89,7 +91,8 @@ async fn a_lapsed_slot_says_what_was_lost_and_how_to_repair() {
     let parts = ["has let the slot s lapse", "8.0 hours", "pg_drop_replication_slot('s')", "verify --repair"];
     refused(&source, Some(&resume), ErrorKind::Fatal, &parts).await;
     assert_eq!(dynamic(&source).retention().unwrap().left().await.unwrap().seconds, Some(0.0));
-    let error = source.open(&Partition::root(PartitionId::new("s")), &StartFrom::default()).await.err().expect("it is lapsed");
+    let error =
+        source.open(&Partition::root(PartitionId::new("s")), &StartFrom::default()).await.err().expect("it is lapsed");
     assert_eq!(error.kind(), ErrorKind::Fatal);
 }
 
@@ -140,10 +143,11 @@ async fn a_slot_that_somebody_else_confirmed_is_refused() {
 #[test]
 fn keys_are_checked_without_a_connection() {
     let make = |more: &str| {
-        let text = format!("url = \"postgresql://u:hunter2@h/d?sslmode=disable\"\npublication = \"p\"\nslot = \"s\"\n{more}");
-        toml::from_str::<YugabyteSourceConfig>(&text).map_err(|e| e.to_string()).and_then(|c| {
-            Yugabyte::try_from(c).map_err(|e| e.report())
-        })
+        let text =
+            format!("url = \"postgresql://u:hunter2@h/d?sslmode=disable\"\npublication = \"p\"\nslot = \"s\"\n{more}");
+        toml::from_str::<YugabyteSourceConfig>(&text)
+            .map_err(|e| e.to_string())
+            .and_then(|c| Yugabyte::try_from(c).map_err(|e| e.report()))
     };
     assert!(make("lsn_type = \"hybrid_time\"\nplugin = \"pgoutput\"\nheartbeat_seconds = 0.5").is_ok());
     for (more, part) in [

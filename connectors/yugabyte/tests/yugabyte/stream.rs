@@ -9,7 +9,8 @@ use crate::support::{PATIENCE, Universe, checkpoint, client, dynamic, identity, 
 
 const TABLE: &str = "CREATE TABLE t (id bigint PRIMARY KEY, a text, b bytea, c numeric, d boolean[])";
 const ROWS: &str = "INSERT INTO t VALUES (1, 'one', '\\x01', 1.50, '{t}'), (2, NULL, NULL, NULL, NULL);";
-const UPDATE: &str = "UPDATE t SET c = 2.5 WHERE id = 1; UPDATE t SET a = NULL WHERE id = 1; UPDATE t SET id = 3 WHERE id = 2;";
+const UPDATE: &str =
+    "UPDATE t SET c = 2.5 WHERE id = 1; UPDATE t SET a = NULL WHERE id = 1; UPDATE t SET id = 3 WHERE id = 2;";
 
 async fn read_all(universe: &Universe, source: &Yugabyte) -> Vec<Vec<String>> {
     universe.exec(TABLE);
