@@ -18,6 +18,7 @@ use toml::Table;
 /// | `sharded`: several of `mysql` or `postgres` | | yes | | `reverse` |
 /// | `files` (a folder, `gs://`, `s3://`) | yes | yes | yes | `files` |
 /// | `spanner` | yes | yes | yes | `spanner` |
+/// | `yugabyte` | yes | yes | yes | `yugabyte` |
 /// | `file`, `memory` | | | yes | |
 ///
 /// `dynamodb` keeps leases (`[workers.leases]`) too.
@@ -103,6 +104,12 @@ pub fn registry() -> Registry {
         use anabranch_spanner::{Spanner, SpannerSink, SpannerSinkConfig, SpannerSourceConfig};
         source::<SpannerSourceConfig, Spanner>(&mut registry, "spanner");
         sink_and_stores::<SpannerSinkConfig, SpannerSink>(&mut registry, "spanner");
+    }
+    #[cfg(feature = "yugabyte")]
+    {
+        use anabranch_yugabyte::{Yugabyte, YugabyteSink, YugabyteSinkConfig, YugabyteSourceConfig};
+        source::<YugabyteSourceConfig, Yugabyte>(&mut registry, "yugabyte");
+        sink_and_stores::<YugabyteSinkConfig, YugabyteSink>(&mut registry, "yugabyte");
     }
     registry
 }

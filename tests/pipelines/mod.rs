@@ -18,3 +18,5 @@ mod types;
 mod verify;
 mod watcher;
 mod writers;
+#[cfg(feature = "yugabyte")]
+mod yugabyte;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anabranch::pipeline::{PipelineConfig, RunMode};
+use anabranch::yugabyte::xcluster::{XClusterConfig, YbAdmin};
 use anabranch::{Error, Pipeline, Result, registry};
+use serde::Deserialize;
 
 /// The pipeline of this file. No connection is made.
 pub(crate) fn pipeline(file: &Path) -> Result<Pipeline> {
@@ -12,11 +14,34 @@ pub(crate) fn pipeline(file: &Path) -> Result<Pipeline> {
 
 /// As [`pipeline`], in another mode than the file's.
 pub(crate) fn pipeline_in(file: &Path, mode: Option<RunMode>) -> Result<Pipeline> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::config(file.display(), "cannot be read").because(e))?;
+    let text = read(file)?;
     PipelineConfig::parse(&text)
         .and_then(|mut config| {
             config.pipeline.mode = mode.unwrap_or(config.pipeline.mode);
             registry().pipeline(config)
         })
         .map_err(|e| e.context(file.display().to_string()))
+}
+
+/// A file whose one section is `[xcluster]`: YugabyteDB's own replication, of which only the status is told.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct XClusterFile {
+    xcluster: XClusterConfig,
+}
+
+/// The target of the xCluster replication that this file names; `None` if it is a pipeline's.
+pub(crate) fn xcluster(file: &Path) -> Result<Option<YbAdmin>> {
+    let text = read(file)?;
+    let is_xcluster = text.parse::<toml::Table>().is_ok_and(|table| table.contains_key("xcluster"));
+    if !is_xcluster {
+        return Ok(None);
+    }
+    let parsed: XClusterFile =
+        toml::from_str(&text).map_err(|e| Error::config(file.display(), e.message().to_owned()))?;
+    parsed.xcluster.target().map(Some).map_err(|e| e.context(file.display().to_string()))
+}
+
+fn read(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(|e| Error::config(file.display(), "cannot be read").because(e))
 }

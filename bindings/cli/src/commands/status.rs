@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anabranch::pipeline::{Phase, ShardPhase, Status};
-use anabranch::{Error, Result, Timestamp};
+use anabranch::yugabyte::xcluster::{self, YbAdmin};
+use anabranch::{Error, Pipeline, Result, Timestamp};
 
 use crate::say::{is_heard, say};
 use crate::{exit, load, progress};
@@ -15,7 +16,10 @@ const WATCH: Duration = Duration::from_secs(2);
 
 /// Prints what the stores tell, once or again and again.
 pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
-    let pipeline = load::pipeline(file)?;
+    let subject = match load::xcluster(file)? {
+        Some(target) => Subject::XCluster(target),
+        None => Subject::Pipeline(Box::new(load::pipeline(file)?)),
+    };
     let mut tick = tokio::time::interval(WATCH);
     loop {
         tokio::select! {
@@ -25,23 +29,55 @@ pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
             // 2. Time to look; the first time at once.
             _ = tick.tick() => {}
         }
-        let Some(status) = pipeline.stored_status().await? else {
-            return Err(Error::config("pipeline.name", format!("the pipeline {} has never run", pipeline.name())));
-        };
-        if json {
-            let text = if watch { serde_json::to_string(&status) } else { serde_json::to_string_pretty(&status) };
-            say(text.map_err(|e| Error::fatal("cannot write JSON").because(e))?);
-        } else {
-            if watch && std::io::stdout().is_terminal() {
-                // The screen's beginning, and nothing below it.
-                say("\x1b[H\x1b[2J");
-            }
-            print(&status);
+        if !json && watch && std::io::stdout().is_terminal() {
+            // The screen's beginning, and nothing below it.
+            say("\x1b[H\x1b[2J");
         }
+        subject.tell(json, watch).await?;
         if !watch || !is_heard() {
             return Ok(exit::DONE);
         }
     }
+}
+
+/// What a file is about.
+enum Subject {
+    Pipeline(Box<Pipeline>),
+    /// YugabyteDB replicates by itself; one status for each of its databases.
+    XCluster(YbAdmin),
+}
+
+impl Subject {
+    async fn tell(&self, json: bool, one_line: bool) -> Result<()> {
+        match self {
+            Self::Pipeline(pipeline) => {
+                let Some(status) = pipeline.stored_status().await? else {
+                    let problem = format!("the pipeline {} has never run", pipeline.name());
+                    return Err(Error::config("pipeline.name", problem));
+                };
+                if json { say_json(&status, one_line) } else { Ok(print(&status)) }
+            }
+            Self::XCluster(target) => {
+                let databases = xcluster::status(target).await?;
+                if json {
+                    return say_json(&databases, one_line);
+                }
+                for database in &databases {
+                    print(&database.status);
+                    if let Some(skew) = database.skew_seconds {
+                        say(format_args!("skew          {skew:.1} s between tablets"));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn say_json(status: &impl serde::Serialize, one_line: bool) -> Result<()> {
+    let text = if one_line { serde_json::to_string(status) } else { serde_json::to_string_pretty(status) };
+    say(text.map_err(|e| Error::fatal("cannot write JSON").because(e))?);
+    Ok(())
 }
 
 /// A process stores something every ten seconds at least; after some of these it is not there any more,
