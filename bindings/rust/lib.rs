@@ -132,6 +132,8 @@
 
 pub use anabranch_core::*;
 
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod registry;
 
 #[cfg(feature = "dynamodb")]

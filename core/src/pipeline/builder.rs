@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     Drained, LetterPolicy, OnRejected, Order, RetryLimits, Role, RunMode, RunningPipeline, Shared, SnapshotMode, Spec,
@@ -68,11 +69,11 @@ impl Pipeline {
     /// A database that is down is waited for in the background; everything that waiting cannot mend
     /// is an error here.
     pub async fn start(self) -> Result<RunningPipeline> {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(&self.spec.name));
         let stop = CancellationToken::new();
         let (ready, prepared) = oneshot::channel();
         let run = supervise(Arc::clone(&self.spec), self.transforms, Arc::clone(&shared), stop.clone(), ready);
-        let task = tokio::spawn(run);
+        let task = tokio::spawn(run.instrument(tracing::info_span!("pipeline", name = %self.spec.name)));
         let running = RunningPipeline {
             retention: Some(tokio::spawn(watch_retention(Arc::clone(&self.spec), Arc::clone(&shared), stop.clone()))),
             spec: self.spec,

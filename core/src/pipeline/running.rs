@@ -10,6 +10,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Drained, Phase, Shared, Spec, Status};
 use crate::control::drain::Drain;
 use crate::error::{Error, Result};
+use crate::metrics::Health;
 
 /// A pipeline that runs. Dropping it stops it, without waiting; [`RunningPipeline::stop`] waits.
 #[derive(Debug)]
@@ -33,6 +34,20 @@ impl Monitor {
     /// How far it is, now. Cheap.
     pub fn status(&self) -> Status {
         self.shared.status(&self.spec.name, self.spec.source.as_ref())
+    }
+}
+
+impl Monitor {
+    /// Whether the data path lives: neither the source nor the target may be silent for longer than
+    /// `bound`. A minute is right for most: idle sources say every few seconds that there is nothing
+    /// new, and failures are retried at most a minute apart.
+    pub fn health(&self, bound: Duration) -> Health {
+        self.shared.health(bound)
+    }
+
+    /// The pipeline's name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
     }
 }
 
