@@ -10,9 +10,14 @@ type Tested<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 mod command;
 mod shop;
 
+mod arguments;
 mod configuration;
 mod control;
+mod documents;
+mod init;
 mod letters;
+mod metrics;
+mod readme;
 mod rights;
 mod running;
 mod schema;

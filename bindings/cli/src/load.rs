@@ -2,21 +2,29 @@
 
 use std::path::Path;
 
-use anabranch::pipeline::{PipelineConfig, RunMode};
+use anabranch::pipeline::PipelineConfig;
 use anabranch::{Error, Pipeline, Result, registry};
+
+/// What this file says.
+pub(crate) fn config(file: &Path) -> Result<PipelineConfig> {
+    let text = std::fs::read_to_string(file).map_err(|e| {
+        let error = Error::config(file.display(), "cannot be read").because(e);
+        error.hint("`anabranch init` writes a configuration file")
+    })?;
+    PipelineConfig::parse(&text).map_err(|e| within(file, e))
+}
 
 /// The pipeline of this file. No connection is made.
 pub(crate) fn pipeline(file: &Path) -> Result<Pipeline> {
-    pipeline_in(file, None)
+    pipeline_of(file, config(file)?)
 }
 
-/// As [`pipeline`], in another mode than the file's.
-pub(crate) fn pipeline_in(file: &Path, mode: Option<RunMode>) -> Result<Pipeline> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::config(file.display(), "cannot be read").because(e))?;
-    PipelineConfig::parse(&text)
-        .and_then(|mut config| {
-            config.pipeline.mode = mode.unwrap_or(config.pipeline.mode);
-            registry().pipeline(config)
-        })
-        .map_err(|e| e.context(file.display().to_string()))
+/// The pipeline of a configuration that was read from this file.
+pub(crate) fn pipeline_of(file: &Path, config: PipelineConfig) -> Result<Pipeline> {
+    registry().pipeline(config).map_err(|e| within(file, e))
+}
+
+/// The error, with the file it is about.
+pub(crate) fn within(file: &Path, error: Error) -> Error {
+    error.context(file.display().to_string())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anabranch::pipeline::{Phase, ShardPhase, Status};
 use anabranch::{Error, Result, Timestamp};
 
-use crate::say::{is_heard, say};
+use crate::say::{is_heard, say, say_json, say_json_line};
 use crate::{exit, load, progress};
 
 /// Between two looks of `--watch`.
@@ -28,9 +28,10 @@ pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
         let Some(status) = pipeline.stored_status().await? else {
             return Err(Error::config("pipeline.name", format!("the pipeline {} has never run", pipeline.name())));
         };
-        if json {
-            let text = if watch { serde_json::to_string(&status) } else { serde_json::to_string_pretty(&status) };
-            say(text.map_err(|e| Error::fatal("cannot write JSON").because(e))?);
+        if json && watch {
+            say_json_line(&status)?;
+        } else if json {
+            say_json(&status)?;
         } else {
             if watch && std::io::stdout().is_terminal() {
                 // The screen's beginning, and nothing below it.
@@ -46,7 +47,7 @@ pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
 
 /// A process stores something every ten seconds at least; after some of these it is not there any more,
 /// or cannot reach its stores.
-const SILENCE: f64 = 35.0;
+pub(crate) const SILENCE: f64 = 35.0;
 
 /// When the process was last seen.
 fn seen(s: &Status) -> String {
