@@ -22,7 +22,7 @@ const COMMANDS: &[&str] = &[
 /// Arguments, and what has to be said about them: the argument and the fix.
 const MISTAKES: &[(&[&str], &[&str])] = &[
     (&[], &["Usage: anabranch", "Commands:"]),
-    (&["rnu"], &["unrecognized subcommand 'rnu'", "'run'"]),
+    (&["satus"], &["unrecognized subcommand 'satus'", "'status'"]),
     (&["run"], &["<FILE>", "Usage: anabranch run"]),
     (&["run", "no.toml"], &["no.toml: cannot be read", "anabranch init"]),
     (&["run", "."], &[".: cannot be read"]),

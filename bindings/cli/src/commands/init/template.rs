@@ -99,8 +99,8 @@ pub(super) fn render(plan: &Plan, secrets: &Secrets) -> String {
     push(&mut out, "\n[pipeline]");
     key(&mut out, "name", &plan.name, "its progress is kept under this name: do not change it later");
     key(&mut out, "order", order, "transaction | key | window | arrival");
-    if plan.order == OrderName::Key && matches!(plan.target.details, Details::Sqlite { .. }) {
-        push(&mut out, "lanes = 1                           # SQLite has one writer");
+    if plan.order == OrderName::Key && matches!(plan.target.details, Details::Sqlite { .. } | Details::Files { .. }) {
+        push(&mut out, "lanes = 1                           # this target has one writer");
     }
     push(&mut out, "# memory_mib = 32                   # bound of changes that were read and are not yet applied");
     push(&mut out, "# retries = 20                      # in a row without progress; default: without end");
