@@ -58,7 +58,6 @@ const MISTAKES: &[(&[&str], &[&str])] = &[
         &["init", "nowhere/new.toml", "--source", "postgresql://u@h/d", "--target", "a.db"],
         &["FILE: cannot write nowhere/new.toml"],
     ),
-    (&["init", "new.toml", "--source", "postgresql://u@h/d", "--target", "nowhere/a.db"], &["sink.path: ", "nowhere"]),
 ];
 
 const CONFIG: &str = "[pipeline]\nname = \"orders\"\n[source]\ntype = \"postgres\"\n\
@@ -115,7 +114,10 @@ fn every_command_explains_itself() -> Tested {
         }
     }
     let listed = help.stdout.lines().skip_while(|l| !l.starts_with("Commands:")).skip(1);
-    let listed: Vec<&str> = listed.take_while(|l| !l.is_empty()).filter_map(|l| l.split_whitespace().next()).collect();
+    let listed = listed.take_while(|l| !l.is_empty());
+    // What a longer line goes on with stands further to the right.
+    let listed = listed.filter(|l| l.as_bytes().get(2).is_some_and(|b| *b != b' '));
+    let listed: Vec<&str> = listed.filter_map(|l| l.split_whitespace().next()).collect();
     assert_eq!(listed, [COMMANDS, &["help"]].concat(), "a command is not in the list of this test");
     command.bare(&["--version"])?.expect(DONE, &["anabranch 0."]);
     Ok(())

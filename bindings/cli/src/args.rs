@@ -109,7 +109,10 @@ pub(crate) enum Command {
         #[arg(long, value_name = "SECONDS")]
         timeout: Option<f64>,
     },
-    /// Pause the pipeline, wherever it runs: it finishes what is under way, and waits, also after a restart.
+    /// Pause the pipeline, wherever it runs, until `resume`.
+    ///
+    /// Whoever runs the pipeline finishes what is under way within a few seconds and waits, also after a
+    /// restart, until `resume`.
     Pause {
         #[command(flatten)]
         file: File,
@@ -126,7 +129,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: dead_letters::Action,
     },
-    /// Remove what was added to a DynamoDB target's items, once applications have moved to it.
+    /// Remove what guards a DynamoDB target's items, after a cut-over.
     ///
     /// Removes the versions, origin marks and tombstones that guard a DynamoDB target's items. Only when
     /// no pipeline writes to the tables any more: nothing protects them from late writes afterwards.

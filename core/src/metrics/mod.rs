@@ -3,6 +3,12 @@
 //! The library installs no recorder: without one the figures go nowhere and cost next to nothing.
 //! Install yours before a pipeline is started. `docs/metrics.md` explains each name, and is checked
 //! against [`ALL`].
+//!
+//! ```
+//! use anabranch_core::metrics::{ALL, Kind};
+//! let lag = ALL.iter().find(|m| m.name == "anabranch_waiting_changes").unwrap();
+//! assert_eq!(lag.kind, Kind::Gauge);
+//! ```
 
 mod meters;
 mod pulse;

@@ -61,6 +61,14 @@ pub struct PipelineConfig {
 }
 
 /// `[metrics]`
+///
+/// ```
+/// use anabranch_core::pipeline::MetricsConfig;
+/// let config = MetricsConfig { listen: "9187".to_owned(), dead_after_seconds: None };
+/// assert_eq!(config.address()?.to_string(), "127.0.0.1:9187");
+/// assert_eq!(config.dead_after()?.as_secs(), 60);
+/// # Ok::<(), anabranch_core::Error>(())
+/// ```
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsConfig {

@@ -13,6 +13,28 @@ use crate::error::{Error, Result};
 use crate::metrics::Health;
 
 /// A pipeline that runs. Dropping it stops it, without waiting; [`RunningPipeline::stop`] waits.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use anabranch_core::Pipeline;
+/// use anabranch_core::memory::{MemorySink, MemorySource};
+/// use anabranch_core::metrics::Life;
+/// use anabranch_core::pipeline::Phase;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anabranch_core::Result<()> {
+/// let pipeline = Pipeline::builder("orders-dr").source(MemorySource::new("shop")).sink(MemorySink::new());
+/// let mut running = pipeline.build()?.start().await?;
+/// // What was committed before this call is in the target.
+/// assert!(running.drain(Some(Duration::from_secs(60))).await?.drained);
+/// // A monitor tells how it is while the handle waits, or after it has ended.
+/// let monitor = running.monitor();
+/// assert_ne!(monitor.health(Duration::from_secs(60)).life, Life::Dead);
+/// running.stop().await?;
+/// assert_eq!(monitor.status().phase, Phase::Stopped);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct RunningPipeline {
     pub(super) spec: Arc<Spec>,

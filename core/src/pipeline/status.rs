@@ -411,6 +411,8 @@ impl Shared {
     /// What dead letters that were tried again have come to.
     pub(crate) fn replayed(&self, counters: Counters, dead_letters_open: u64) {
         self.progressed();
+        // Nothing is read from the source meanwhile.
+        self.pulse.heard();
         self.measure(|m| {
             m.counters(&counters);
             m.open_dead_letters(dead_letters_open);
