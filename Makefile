@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help setup demo demo-dynamodb demo-spanner test crash bench fuzz lint
+.PHONY: help setup demo demo-dynamodb demo-spanner test crash bench fuzz lint features
 
 help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
@@ -13,6 +13,7 @@ help:
 	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
 	@echo "make fuzz    a minute of each fuzz target; FUZZ_SECONDS= for longer"
 	@echo "make lint    clippy and documentation, warnings are errors"
+	@echo "make features  compiles the library with each of its features alone, and with none"
 	@echo "make setup   fetches the servers that the others start"
 
 # PostgreSQL 15 and 18, MariaDB, the Cloud Spanner emulator. Never fails: tests without their server print "skipped".
@@ -50,3 +51,14 @@ lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "skipped: cargo deny is not installed"; fi
+
+# Not within `make test`: it compiles the library a dozen times.
+features:
+	@sed -n '/^\[features\]/,/^$$/s/^\([a-z_]*\) = .*/\1/p' Cargo.toml | grep -v '^default$$' | { \
+	  echo "== no feature"; $(CARGO) check --quiet -p anabranch --no-default-features || exit 1; \
+	  seen=0; \
+	  while read -r feature; do \
+	    echo "== $$feature"; $(CARGO) check --quiet -p anabranch --no-default-features --features "$$feature" || exit 1; \
+	    seen=$$((seen + 1)); \
+	  done; \
+	  test $$seen -ge 5 || { echo "the features are not found in Cargo.toml"; exit 1; }; }

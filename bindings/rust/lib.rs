@@ -90,6 +90,11 @@
 //!   nothing is lost by that, or by a crash: the next run reads from the target how far it was.
 //! - [`RunningPipeline::monitor`] tells the [`Status`], also while the handle waits: safe time, lag,
 //!   counters, retention, dead letters. It is `Serialize`.
+//! - [`Monitor::health`](pipeline::Monitor::health) tells a data path that moves, or is idle and heard
+//!   from, from a dead one: for a liveness probe. Figures go through the `metrics` facade
+//!   ([`metrics`] has every name), spans and logs through `tracing`; with the feature `prometheus` an
+//!   exporter answers `/metrics`, `/status.json` and `/healthz`.
+//! - With [`PipelineBuilder::workers`] several processes share the partitions of a source.
 //! - Starting a second runner of the same name is a way to fail over: the first one is fenced.
 //!
 //! # What each guarantee means
@@ -127,11 +132,15 @@
 //!
 //! `postgres`, `mysql`, `sqlite` and `yugabyte`, all by default, and `dynamodb`: each adds the connectors to that database.
 //! `files` adds window files, checkpoints and dead letters on a file system, Google Cloud Storage or Amazon S3.
+//! `spanner` adds Spanner change streams and Spanner as a target.
+//! `prometheus` adds an exporter of metrics, status and health over HTTP.
 //! `reverse` adds shards behind one sink, and what reverse replication needs of the Spanner migration tool.
 //! Without any of them this is [the contract and the runtime](anabranch_core), with [`memory`] for tests.
 
 pub use anabranch_core::*;
 
+#[cfg(feature = "prometheus")]
+pub mod prometheus;
 mod registry;
 
 #[cfg(feature = "dynamodb")]

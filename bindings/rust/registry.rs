@@ -27,25 +27,45 @@ use toml::Table;
 ///
 /// A database as a store of checkpoints or dead letters takes the keys that it takes as a sink. A
 /// connector of your own is registered under a type of its own, and is then known to configuration
-/// files too:
+/// files too, beside all the others:
 ///
 /// ```
 /// use std::sync::Arc;
+///
+/// use anabranch::memory::{MemorySink, MemorySource};
+/// use anabranch::pipeline::PipelineConfig;
+/// use anabranch::{Column, DataType, TableName, TableSchema};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anabranch::Result<()> {
+/// let orders = TableSchema {
+///     name: TableName::new("public", "orders"),
+///     columns: vec![Column::new("id", DataType::Int64)],
+///     key: vec![0],
+/// };
+/// let (shop, copy) = (MemorySource::new("shop").table(orders.clone()), MemorySink::new());
+///
 /// let mut registry = anabranch::registry();
-/// registry.source("memory", |_keys| Ok(Arc::new(anabranch::memory::MemorySource::new("shop"))));
-/// registry.sink("memory", |_keys| Ok(Arc::new(anabranch::memory::MemorySink::new())));
-/// let config = anabranch::pipeline::PipelineConfig::parse(r#"
+/// let (source, sink) = (shop.clone(), copy.clone());
+/// registry.source("shop", move |_keys| Ok(Arc::new(source.clone())));
+/// registry.sink("copy", move |_keys| Ok(Arc::new(sink.clone())));
+/// let config = PipelineConfig::parse(r#"
 ///     [pipeline]
 ///     name = "orders"
 ///     [source]
-///     type = "memory"
+///     type = "shop"
 ///     [sink]
-///     type = "memory"
+///     type = "copy"
+///     create_tables = true
 /// "#)?;
-/// let pipeline = registry.pipeline(config)?;
-/// # Ok::<(), anabranch::Error>(())
+/// let mut running = registry.pipeline(config)?.start().await?;
+/// shop.transaction().insert(&orders.name, ["7".into()]).commit()?;
+/// assert!(running.drain(None).await?.drained);
+/// assert_eq!(copy.rows(&orders.name), [["7".into()]]);
+/// # running.stop().await }
 /// ```
 pub fn registry() -> Registry {
+    #[allow(unused_mut, reason = "without any feature")]
     let mut registry = Registry::new();
     #[cfg(feature = "postgres")]
     {

@@ -26,6 +26,20 @@ pub enum ErrorKind {
     Fatal,
 }
 
+impl ErrorKind {
+    /// Its name, as in JSON and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Indeterminate => "indeterminate",
+            Self::Rejected => "rejected",
+            Self::Fenced => "fenced",
+            Self::Config => "config",
+            Self::Fatal => "fatal",
+        }
+    }
+}
+
 /// An error with a kind, a message, at most one cause and at most one hint for the operator.
 ///
 /// ```

@@ -48,6 +48,7 @@ mod error;
 pub mod leases;
 pub mod mapping;
 pub mod memory;
+pub mod metrics;
 mod model;
 pub mod net_effect;
 pub mod orderer;

@@ -73,6 +73,11 @@ impl Anabranch {
         self.environment.push((name.to_owned(), value.to_owned()));
     }
 
+    /// Runs `anabranch` with these arguments until it ends.
+    pub(super) fn bare(&self, arguments: &[&str]) -> Tested<Said> {
+        self.start(arguments)?.ended()
+    }
+
     /// Runs `anabranch FIRST pipeline.toml REST..` until it ends.
     pub(super) fn call(&self, arguments: &[&str]) -> Tested<Said> {
         self.spawn(arguments)?.ended()
@@ -101,10 +106,16 @@ impl Anabranch {
     /// Starts it.
     pub(super) fn spawn(&self, arguments: &[&str]) -> Tested<Running> {
         let (first, rest) = arguments.split_first().ok_or("no command")?;
+        let with_file: Vec<&str> = [*first, "pipeline.toml"].iter().chain(rest).copied().collect();
+        self.start(&with_file)
+    }
+
+    /// Starts it with these arguments alone.
+    pub(super) fn start(&self, arguments: &[&str]) -> Tested<Running> {
         let id = fs::read_dir(self.folder.path())?.count();
         let (out, err) = (self.folder.path().join(format!("{id}.out")), self.folder.path().join(format!("{id}.err")));
         let mut command = Command::new(&self.program);
-        command.arg(first).arg("pipeline.toml").args(rest).current_dir(self.folder.path());
+        command.args(arguments).current_dir(self.folder.path());
         command.env("NO_COLOR", "1").env_remove("ANABRANCH_LOG").envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&err)?);
         Ok(Running { child: command.spawn()?, out, err })

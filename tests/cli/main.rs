@@ -10,10 +10,15 @@ type Tested<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 mod command;
 mod shop;
 
+mod arguments;
 mod configuration;
 mod control;
 mod lapsed;
+mod documents;
+mod init;
 mod letters;
+mod metrics;
+mod readme;
 mod rights;
 mod running;
 mod schema;

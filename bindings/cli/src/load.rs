@@ -2,25 +2,30 @@
 
 use std::path::Path;
 
-use anabranch::pipeline::{PipelineConfig, RunMode};
+use anabranch::pipeline::PipelineConfig;
 use anabranch::yugabyte::xcluster::{XClusterConfig, YbAdmin};
 use anabranch::{Error, Pipeline, Result, registry};
 use serde::Deserialize;
 
-/// The pipeline of this file. No connection is made.
-pub(crate) fn pipeline(file: &Path) -> Result<Pipeline> {
-    pipeline_in(file, None)
+/// What this file says.
+pub(crate) fn config(file: &Path) -> Result<PipelineConfig> {
+    let text = read(file)?;
+    PipelineConfig::parse(&text).map_err(|e| within(file, e))
 }
 
-/// As [`pipeline`], in another mode than the file's.
-pub(crate) fn pipeline_in(file: &Path, mode: Option<RunMode>) -> Result<Pipeline> {
-    let text = read(file)?;
-    PipelineConfig::parse(&text)
-        .and_then(|mut config| {
-            config.pipeline.mode = mode.unwrap_or(config.pipeline.mode);
-            registry().pipeline(config)
-        })
-        .map_err(|e| e.context(file.display().to_string()))
+/// The pipeline of this file. No connection is made.
+pub(crate) fn pipeline(file: &Path) -> Result<Pipeline> {
+    pipeline_of(file, config(file)?)
+}
+
+/// The pipeline of a configuration that was read from this file.
+pub(crate) fn pipeline_of(file: &Path, config: PipelineConfig) -> Result<Pipeline> {
+    registry().pipeline(config).map_err(|e| within(file, e))
+}
+
+/// The error, with the file it is about.
+pub(crate) fn within(file: &Path, error: Error) -> Error {
+    error.context(file.display().to_string())
 }
 
 /// A file whose one section is `[xcluster]`: YugabyteDB's own replication, of which only the status is told.
@@ -39,9 +44,12 @@ pub(crate) fn xcluster(file: &Path) -> Result<Option<YbAdmin>> {
     }
     let parsed: XClusterFile =
         toml::from_str(&text).map_err(|e| Error::config(file.display(), e.message().to_owned()))?;
-    parsed.xcluster.target().map(Some).map_err(|e| e.context(file.display().to_string()))
+    parsed.xcluster.target().map(Some).map_err(|e| within(file, e))
 }
 
 fn read(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).map_err(|e| Error::config(file.display(), "cannot be read").because(e))
+    std::fs::read_to_string(file).map_err(|e| {
+        let error = Error::config(file.display(), "cannot be read").because(e);
+        error.hint("`anabranch init` writes a configuration file")
+    })
 }

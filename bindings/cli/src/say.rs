@@ -3,10 +3,29 @@
 use std::fmt::Display;
 use std::io::Write;
 
+use anabranch::{Error, Result};
+use serde::Serialize;
+
 /// One line on the standard output.
 pub(crate) fn say(line: impl Display) {
     // A full disk or a closed pipe: there is nobody to tell.
     let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A value as JSON over several lines.
+pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
+    say(serde_json::to_string_pretty(value).map_err(unwritten)?);
+    Ok(())
+}
+
+/// A value as one line of JSON.
+pub(crate) fn say_json_line(value: &impl Serialize) -> Result<()> {
+    say(serde_json::to_string(value).map_err(unwritten)?);
+    Ok(())
+}
+
+fn unwritten(e: serde_json::Error) -> Error {
+    Error::fatal("cannot write JSON").because(e)
 }
 
 /// Whether all that was said has gone out: for commands that print without end.

@@ -11,6 +11,19 @@ use crate::model::Checkpoint;
 
 /// Keeps checkpoints in memory: for tests, and for pipelines whose sink stores the progress anyway.
 /// Clones share what is stored.
+///
+/// ```
+/// use anabranch_core::checkpointer::MemoryCheckpointer;
+/// use anabranch_core::{Checkpoint, Checkpointer, Saved};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anabranch_core::Result<()> {
+/// let store = MemoryCheckpointer::new();
+/// let first = store.save("orders", None, &Checkpoint::default()).await?;
+/// assert!(matches!(first, Saved::Committed(_)));
+/// // Whoever has not seen that one does not save over it: of two runners one stops.
+/// assert!(matches!(store.save("orders", None, &Checkpoint::default()).await?, Saved::Conflict));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct MemoryCheckpointer {
     stored: Arc<Mutex<HashMap<String, (Version, Checkpoint)>>>,

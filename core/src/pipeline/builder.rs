@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     Drained, LetterPolicy, OnRejected, Order, RetryLimits, Role, RunMode, RunningPipeline, Shared, SnapshotMode, Spec,
@@ -34,6 +35,31 @@ const LOOK: Duration = Duration::from_millis(500);
 const MEMORY: usize = 32 << 20;
 
 /// A pipeline that is configured and not started.
+///
+/// ```
+/// use anabranch_core::memory::{MemorySink, MemorySource};
+/// use anabranch_core::*;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<()> {
+/// let orders = TableSchema {
+///     name: TableName::new("public", "orders"),
+///     columns: vec![Column::new("id", DataType::Int64), Column::new("state", DataType::Text { max_chars: None })],
+///     key: vec![0],
+/// };
+/// let (source, sink) = (MemorySource::new("shop").table(orders.clone()), MemorySink::new());
+/// let mut running = Pipeline::builder("orders-dr")
+///     .source(source.clone())
+///     .sink(sink.clone())
+///     .create_tables(true)
+///     .build()?
+///     .start()
+///     .await?;
+/// source.transaction().insert(&orders.name, ["1".into(), "new".into()]).commit()?;
+/// assert!(running.drain(None).await?.drained);
+/// assert_eq!(sink.rows(&orders.name), [["1".into(), "new".into()]]);
+/// # running.stop().await }
+/// ```
 #[derive(Debug)]
 pub struct Pipeline {
     spec: Arc<Spec>,
@@ -68,11 +94,11 @@ impl Pipeline {
     /// A database that is down is waited for in the background; everything that waiting cannot mend
     /// is an error here.
     pub async fn start(self) -> Result<RunningPipeline> {
-        let shared = Arc::new(Shared::new());
+        let shared = Arc::new(Shared::new(&self.spec.name));
         let stop = CancellationToken::new();
         let (ready, prepared) = oneshot::channel();
         let run = supervise(Arc::clone(&self.spec), self.transforms, Arc::clone(&shared), stop.clone(), ready);
-        let task = tokio::spawn(run);
+        let task = tokio::spawn(run.instrument(tracing::info_span!("pipeline", name = %self.spec.name)));
         let running = RunningPipeline {
             retention: Some(tokio::spawn(watch_retention(Arc::clone(&self.spec), Arc::clone(&shared), stop.clone()))),
             spec: self.spec,
@@ -261,7 +287,36 @@ async fn watch_retention(spec: Arc<Spec>, shared: Arc<Shared>, stop: Cancellatio
     }
 }
 
-/// Collects what a pipeline needs.
+/// Collects what a pipeline needs. Setters never fail; [`PipelineBuilder::build`] finds every mistake.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use anabranch_core::dead_letter::MemoryDeadLetters;
+/// use anabranch_core::memory::{MemorySink, MemorySource};
+/// use anabranch_core::pipeline::{OnRejected, RetryLimits, SnapshotMode};
+/// use anabranch_core::transform::{Filter, Rename};
+/// use anabranch_core::{ByKey, Pipeline};
+///
+/// let pipeline = Pipeline::builder("orders-dr")
+///     .source(MemorySource::new("shop"))
+///     .sink(MemorySink::new().max_lanes(8))
+///     .order(ByKey::new(8))
+///     .snapshot(SnapshotMode::Never)
+///     .memory(64 << 20)
+///     .retry(RetryLimits { attempts: Some(20), ..RetryLimits::default() })
+///     .stop_deadline(Duration::from_secs(10))
+///     .dead_letters(std::sync::Arc::new(MemoryDeadLetters::new()))
+///     .on_rejected(OnRejected::DeadLetter)
+///     .transform(Filter::new().exclude("public.audit_*"))
+///     .transform(Rename::new().schema("public", "shop"))
+///     .build()?;
+/// assert_eq!(pipeline.name(), "orders-dr");
+///
+/// let error = Pipeline::builder("orders-dr").source(MemorySource::new("shop")).build().unwrap_err();
+/// assert_eq!(error.to_string(), "sink: is missing (call .sink(..))");
+/// # Ok::<(), anabranch_core::Error>(())
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct PipelineBuilder {

@@ -1,6 +1,7 @@
 //! The configuration file, as serde sees it. The command line and the wheel read it too.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -53,6 +54,56 @@ pub struct PipelineConfig {
     /// `[workers]`: several processes share the partitions.
     #[serde(default)]
     pub workers: Option<WorkersConfig>,
+    /// `[metrics]`: where the process that runs it is asked how it is. The library does not listen by
+    /// itself: the command and the wheel do, and a service of your own may.
+    #[serde(default)]
+    pub metrics: Option<MetricsConfig>,
+}
+
+/// `[metrics]`
+///
+/// ```
+/// use anabranch_core::pipeline::MetricsConfig;
+/// let config = MetricsConfig { listen: "9187".to_owned(), dead_after_seconds: None };
+/// assert_eq!(config.address()?.to_string(), "127.0.0.1:9187");
+/// assert_eq!(config.dead_after()?.as_secs(), 60);
+/// # Ok::<(), anabranch_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// The address and port to listen on, as in `127.0.0.1:9187`. A port alone is one of this machine
+    /// alone: nobody has to give a password here.
+    pub listen: String,
+    /// Silence of the source or the target after which the data path counts as dead. Default 60.
+    pub dead_after_seconds: Option<f64>,
+}
+
+impl MetricsConfig {
+    /// The address to listen on.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) if it is none.
+    pub fn address(&self) -> Result<SocketAddr> {
+        let port = self.listen.parse::<u16>().map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let address = port.or_else(|_| self.listen.replace("localhost:", "127.0.0.1:").parse());
+        address.map_err(|_| {
+            Error::config("metrics.listen", "must be an address and a port, or a port alone, as in 127.0.0.1:9187")
+        })
+    }
+
+    /// Silence after which the data path counts as dead.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) if it is no length of time.
+    pub fn dead_after(&self) -> Result<Duration> {
+        let seconds = self.dead_after_seconds.unwrap_or(60.0);
+        let problem = "must be at least 1: idle sources say every few seconds that they are there";
+        Duration::try_from_secs_f64(seconds)
+            .ok()
+            .filter(|d| *d >= Duration::from_secs(1))
+            .ok_or_else(|| Error::config("metrics.dead_after_seconds", problem))
+    }
 }
 
 /// `[pipeline]`
@@ -168,6 +219,7 @@ impl fmt::Debug for PipelineConfig {
             .field("checkpoint", &self.checkpoint)
             .field("dead_letters", &self.dead_letters)
             .field("mapping", &self.mapping)
+            .field("metrics", &self.metrics)
             .field("workers", &self.workers.as_ref().map(|w| &w.id))
             .field("transform", &self.transform.iter().map(Names).collect::<Vec<_>>())
             .finish()

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 pub use crate::control::drain::Drained;
 pub use builder::{Pipeline, PipelineBuilder};
-pub use config::{CheckpointConfig, DeadLetterConfig, KeepName, MappingConfig, PipelineConfig, PipelineSection};
+pub use config::{
+    CheckpointConfig, DeadLetterConfig, KeepName, MappingConfig, MetricsConfig, PipelineConfig, PipelineSection,
+};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;

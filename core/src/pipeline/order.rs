@@ -30,6 +30,11 @@ pub enum Order {
 }
 
 /// Source commit order, whole transactions: no reader of a transactional target sees part of one.
+///
+/// ```
+/// use anabranch_core::{ByTransaction, Order};
+/// assert_eq!(Order::from(ByTransaction::new()).lanes(), 1);
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ByTransaction;
 
@@ -41,6 +46,11 @@ impl ByTransaction {
 }
 
 /// Per-key order on several lanes: transactions are not kept together.
+///
+/// ```
+/// use anabranch_core::{ByKey, Order};
+/// assert_eq!(Order::from(ByKey::new(8)).name(), "key");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct ByKey {
     lanes: u32,
@@ -54,6 +64,13 @@ impl ByKey {
 }
 
 /// Per shard, sorted by commit time, transaction and sequence in fixed windows.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use anabranch_core::{ByWindow, Order};
+/// assert_eq!(Order::from(ByWindow::new(Duration::from_secs(10)).lanes(4)).lanes(), 4);
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct ByWindow {
     length: Duration,

@@ -21,6 +21,33 @@ use crate::transform::{Transform, TransformConfig};
 type Make<T> = Box<dyn Fn(Table) -> Result<T> + Send + Sync>;
 
 /// The connectors that a configuration may name.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use anabranch_core::memory::{MemorySink, MemorySource};
+/// use anabranch_core::pipeline::{PipelineConfig, Registry, keys};
+///
+/// /// What may stand in `[source]` beside `type = "shop"`.
+/// #[derive(serde::Deserialize)]
+/// #[serde(deny_unknown_fields)]
+/// struct ShopKeys {
+///     branch: String,
+/// }
+///
+/// let mut registry = Registry::new();
+/// registry.source("shop", |table| {
+///     let keys: ShopKeys = keys("source", table)?;
+///     Ok(Arc::new(MemorySource::new(keys.branch)))
+/// });
+/// registry.sink("nowhere", |_| Ok(Arc::new(MemorySink::new())));
+///
+/// let text = "[pipeline]\nname = 'p'\n[source]\ntype = 'shop'\nbranch = 'north'\n[sink]\ntype = 'nowhere'";
+/// registry.pipeline(PipelineConfig::parse(text)?)?;
+/// let wrong = registry.pipeline(PipelineConfig::parse(&text.replace("branch", "brnach"))?).unwrap_err();
+/// assert!(wrong.to_string().contains("did you mean branch?"));
+/// # Ok::<(), anabranch_core::Error>(())
+/// ```
 #[derive(Default)]
 pub struct Registry {
     sources: BTreeMap<String, Make<Arc<dyn Source>>>,
@@ -111,6 +138,10 @@ impl Registry {
         let snapshot = config.take_snapshot()?;
         let create_tables = config.take_create_tables()?;
         let workers = config.take_workers();
+        if let Some(metrics) = &config.metrics {
+            metrics.address()?;
+            metrics.dead_after()?;
+        }
         let p = &config.pipeline;
         let mut builder = Pipeline::builder(p.name.clone())
             .order(p.order()?)

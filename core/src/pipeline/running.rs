@@ -10,8 +10,31 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{Drained, Phase, Shared, Spec, Status};
 use crate::control::drain::Drain;
 use crate::error::{Error, Result};
+use crate::metrics::Health;
 
 /// A pipeline that runs. Dropping it stops it, without waiting; [`RunningPipeline::stop`] waits.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use anabranch_core::Pipeline;
+/// use anabranch_core::memory::{MemorySink, MemorySource};
+/// use anabranch_core::metrics::Life;
+/// use anabranch_core::pipeline::Phase;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anabranch_core::Result<()> {
+/// let pipeline = Pipeline::builder("orders-dr").source(MemorySource::new("shop")).sink(MemorySink::new());
+/// let mut running = pipeline.build()?.start().await?;
+/// // What was committed before this call is in the target.
+/// assert!(running.drain(Some(Duration::from_secs(60))).await?.drained);
+/// // A monitor tells how it is while the handle waits, or after it has ended.
+/// let monitor = running.monitor();
+/// assert_ne!(monitor.health(Duration::from_secs(60)).life, Life::Dead);
+/// running.stop().await?;
+/// assert_eq!(monitor.status().phase, Phase::Stopped);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct RunningPipeline {
     pub(super) spec: Arc<Spec>,
@@ -33,6 +56,20 @@ impl Monitor {
     /// How far it is, now. Cheap.
     pub fn status(&self) -> Status {
         self.shared.status(&self.spec.name, self.spec.source.as_ref())
+    }
+}
+
+impl Monitor {
+    /// Whether the data path lives: neither the source nor the target may be silent for longer than
+    /// `bound`. A minute is right for most: idle sources say every few seconds that there is nothing
+    /// new, and failures are retried at most a minute apart.
+    pub fn health(&self, bound: Duration) -> Health {
+        self.shared.health(bound)
+    }
+
+    /// The pipeline's name.
+    pub fn name(&self) -> &str {
+        &self.spec.name
     }
 }
 

@@ -14,8 +14,10 @@ use super::stored::{self, Stored};
 use crate::control::drain::Durable;
 use crate::dead_letter::{DeadLetterStore, LetterState};
 use crate::error::{Error, ErrorKind, Result};
+use crate::metrics::{Health, Meters, Pulse};
 use crate::model::{
-    Checkpoint, Counters, PartitionId, Position, SnapshotPhase, SnapshotProgress, SourceIdentity, TableName, Timestamp,
+    ChangeBatch, Checkpoint, Counters, PartitionId, Position, SnapshotPhase, SnapshotProgress, SourceIdentity,
+    TableName, Timestamp,
 };
 use crate::runtime::{OpenLetters, leave_alone};
 use crate::source::{RetentionLeft, Source};
@@ -38,6 +40,25 @@ pub enum Phase {
     Stopped,
     /// Ended by an error.
     Failed,
+}
+
+impl Phase {
+    /// Every phase.
+    pub const ALL: [Self; 7] =
+        [Self::Starting, Self::Snapshot, Self::Streaming, Self::Retrying, Self::Paused, Self::Stopped, Self::Failed];
+
+    /// Its name, as in JSON and in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Snapshot => "snapshot",
+            Self::Streaming => "streaming",
+            Self::Retrying => "retrying",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// How far a pipeline is. Times are of the source's clock unless said otherwise.
@@ -210,6 +231,9 @@ impl From<&SnapshotProgress> for SnapshotState {
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// The figures of what is shown here. A part of a pipeline has none: the whole shows its own.
+    meters: Option<Meters>,
+    pulse: Arc<Pulse>,
     progressed: AtomicBool,
     watermark: watch::Sender<Watermark>,
     phase: watch::Sender<Phase>,
@@ -261,12 +285,33 @@ impl Shared {
         self.with(|s| s.new_tables.insert(table.clone()))
     }
 
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(pipeline: &Arc<str>) -> Self {
+        Self::with_pulse(Some(Meters::new(pipeline)), Arc::new(Pulse::new(pipeline)))
+    }
+
+    /// Of a part of this pipeline: its signs of life are the whole's.
+    pub(crate) fn part(&self) -> Self {
+        Self::with_pulse(None, self.pulse())
+    }
+
+    fn with_pulse(meters: Option<Meters>, pulse: Arc<Pulse>) -> Self {
         Self {
             state: Mutex::default(),
+            meters,
+            pulse,
             progressed: AtomicBool::new(false),
             watermark: watch::Sender::default(),
             phase: watch::Sender::new(Phase::Starting),
+        }
+    }
+
+    pub(crate) fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    fn measure(&self, set: impl FnOnce(&Meters)) {
+        if let Some(meters) = &self.meters {
+            set(meters);
         }
     }
 
@@ -275,7 +320,16 @@ impl Shared {
             // Nothing is streamed before every table is copied.
             self.with(|s| s.snapshot.iter_mut().for_each(|snapshot| snapshot.done = true));
         }
-        self.phase.send_replace(phase);
+        let before = self.phase.send_replace(phase);
+        self.pulse.phase(before, phase);
+        self.measure(|m| m.phase(phase));
+    }
+
+    /// Whether the data path lives: nothing may be silent for longer than `bound`.
+    pub(crate) fn health(&self, bound: Duration) -> Health {
+        let (waiting, last) = self.with(|s| (s.lag_changes, s.last_error.as_ref().map(|(_, text)| text.clone())));
+        let phase = *self.phase.borrow();
+        self.pulse.health(phase, waiting, last.as_deref(), bound)
     }
 
     pub(crate) fn phases(&self) -> watch::Receiver<Phase> {
@@ -287,6 +341,11 @@ impl Shared {
     }
 
     pub(crate) fn opened(&self, checkpoint: &Checkpoint, counters: Counters) {
+        self.measure(|m| {
+            m.epoch(checkpoint.epoch);
+            m.counters(&counters);
+            m.snapshot(&SnapshotState::from(&checkpoint.snapshot));
+        });
         self.with(|s| {
             s.epoch = checkpoint.epoch;
             s.identity = checkpoint.identity.clone();
@@ -297,23 +356,36 @@ impl Shared {
 
     pub(crate) fn copied(&self, counters: Counters, snapshot: &SnapshotProgress) {
         self.progressed();
+        let state = SnapshotState::from(snapshot);
+        self.measure(|m| {
+            m.counters(&counters);
+            m.snapshot(&state);
+        });
         self.with(|s| {
             s.counters = counters;
-            s.snapshot = Some(SnapshotState::from(snapshot));
+            s.snapshot = Some(state);
         });
     }
 
-    pub(crate) fn heard(&self, lag_bytes: Option<u64>) {
-        if lag_bytes.is_some() {
-            self.with(|s| s.lag_bytes = lag_bytes);
+    /// The source has given a batch, if only an empty one.
+    pub(crate) fn heard(&self, batch: &ChangeBatch) {
+        self.pulse.read(batch);
+        if let Some(bytes) = batch.lag_bytes() {
+            self.measure(|m| m.lag_bytes(bytes));
+            self.with(|s| s.lag_bytes = Some(bytes));
         }
     }
 
     pub(crate) fn retention(&self, left: RetentionLeft) {
+        self.measure(|m| m.retention(&left));
         self.with(|s| s.retention = Some(left));
     }
 
     pub(crate) fn watermark(&self, now: Watermark, safe_time: Option<Timestamp>, counters: Counters, waiting: u64) {
+        self.measure(|m| {
+            m.counters(&counters);
+            m.watermark(safe_time, waiting, now.durable.dead_letters_open, now.durable.open.len());
+        });
         self.with(|s| {
             // Never backwards, also when a replay begins behind what was shown before.
             s.safe_time = s.safe_time.max(safe_time);
@@ -332,6 +404,7 @@ impl Shared {
     /// Something was made durable.
     pub(crate) fn progressed(&self) {
         self.progressed.store(true, Ordering::Relaxed);
+        self.pulse.progressed();
     }
 
     pub(crate) fn take_progressed(&self) -> bool {
@@ -339,6 +412,7 @@ impl Shared {
     }
 
     pub(crate) fn failed(&self, error: &Error, failures: u32) {
+        self.pulse.failed(error.kind());
         self.with(|s| {
             s.last_error = Some((error.kind(), error.report()));
             s.failures = failures;
@@ -348,6 +422,12 @@ impl Shared {
     /// What dead letters that were tried again have come to.
     pub(crate) fn replayed(&self, counters: Counters, dead_letters_open: u64) {
         self.progressed();
+        // Nothing is read from the source meanwhile.
+        self.pulse.heard();
+        self.measure(|m| {
+            m.counters(&counters);
+            m.open_dead_letters(dead_letters_open);
+        });
         self.with(|s| (s.counters, s.dead_letters_open) = (counters, dead_letters_open));
     }
 
@@ -412,7 +492,8 @@ impl Shared {
             let halted = known.halted.get(&at).cloned();
             (name.to_string(), ShardState::new(halted, known.waits[at], counters, letters, safe_time))
         };
-        let shards = names.iter().enumerate().map(state).collect();
+        let shards: BTreeMap<String, ShardState> = names.iter().enumerate().map(state).collect();
+        self.measure(|m| shards.iter().for_each(|(name, state)| m.shard(name, state)));
         self.with(|s| s.shards = shards);
     }
 

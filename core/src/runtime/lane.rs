@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::letters::{LaneName, Letters};
 use super::tally::Tally;
 use crate::error::{Error, Result};
+use crate::metrics::Pulse;
 use crate::model::{Counters, Part, PartitionId, Progress, Rank, Unit, UnitId};
 use crate::sink::{Durability, SinkWriter};
 
@@ -43,6 +44,8 @@ pub(crate) struct LaneTask {
     /// For each partition the token that resumes it at or before what this lane has stored.
     pub(crate) tokens: HashMap<PartitionId, Bytes>,
     pub(crate) letters: Arc<Letters>,
+    /// Hears of each write.
+    pub(crate) pulse: Arc<Pulse>,
     /// Of the lanes of this pipeline.
     pub(crate) index: usize,
     /// What was left out since a unit stored the tally.
@@ -106,6 +109,7 @@ impl LaneTask {
     }
 
     async fn flush(&mut self) -> Result<()> {
+        let _writing = self.pulse.writing();
         match &mut self.writer {
             Some(writer) => writer.flush().await,
             None => Ok(()),
@@ -113,6 +117,7 @@ impl LaneTask {
     }
 
     async fn apply(&mut self, unit: Unit) -> Result<(Durability, Counters)> {
+        let _writing = self.pulse.writing();
         let Some(unit) = self.skip_committed(unit) else { return Ok((Durability::Durable, Counters::default())) };
         let (mut unit, left_out) = self.letters.leave_out(unit, &self.name, self.writer.is_none()).await?;
         let Some(writer) = &mut self.writer else {

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::reader::Transforms;
 use super::saver::BEAT;
@@ -14,6 +15,7 @@ use super::session::Session;
 use crate::dead_letter::LetterClass;
 use crate::error::{Error, Result};
 use crate::mapping::TargetSchema;
+use crate::metrics::Pulse;
 use crate::model::{
     ChangeBatch, Part, Selection, SnapshotPhase, TableName, TableSchema, TableSnapshot, Timestamp, Unit, UnitId,
     UnitKind, UnitSlice,
@@ -167,11 +169,12 @@ async fn run(
             queue: Arc::clone(&queue),
             writer,
             transforms: session.transforms.clone(),
+            pulse: shared.pulse(),
             tell: tell.clone(),
             halt: halt.clone(),
             max_bytes: session.spec.memory / (2 * workers.max(1) as usize),
         };
-        tasks.spawn(worker.run());
+        tasks.spawn(worker.run().instrument(tracing::info_span!("copy", worker = index)));
     }
     drop(tell);
     let mut failure = None;
@@ -240,6 +243,7 @@ struct Worker {
     queue: Queue,
     writer: Box<dyn SinkWriter>,
     transforms: Transforms,
+    pulse: Arc<Pulse>,
     tell: mpsc::Sender<ChunkDone>,
     halt: CancellationToken,
     max_bytes: usize,
@@ -271,6 +275,7 @@ impl Worker {
             }
             match reader.next().await? {
                 Next::Batch(batch) => {
+                    self.pulse.read(&batch);
                     let size = |batches: &[ChangeBatch]| batches.iter().map(ChangeBatch::memory_size).sum::<usize>();
                     if !held.is_empty() && size(&held) + batch.memory_size() > self.max_bytes {
                         let part = if opened { Part::Middle } else { Part::First };
@@ -307,6 +312,7 @@ impl Worker {
         let unit =
             Unit { id: UnitId(0), kind: UnitKind::Snapshot, part, slices, transactions: 0, progress: Vec::new() };
         let rows = unit.len() as u64;
+        let _writing = self.pulse.writing();
         let written = self.writer.write(&unit).await.map_err(|e| {
             let tables: Vec<String> = seen.iter().map(TableName::to_string).collect();
             e.context(format!("copying {}", tables.join(", ")))

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::batches::{Batches, Budget};
 use super::lane::{Applied, LaneTask, Work};
@@ -161,10 +162,11 @@ impl Coordinator {
                 tokens,
                 letters: Arc::clone(&session.letters),
                 index: at,
+                pulse: shared.pulse(),
                 inbox: work,
                 out: applied_out.clone(),
             };
-            lane_tasks.spawn(async move { (at, task.run().await) });
+            lane_tasks.spawn(async move { (at, task.run().await) }.instrument(tracing::info_span!("lane", lane = at)));
             lanes.push(LaneHandle { inbox, ready: VecDeque::new(), at_lane: 0, under_way: 0, in_parts: false });
         }
         let copied = copies(&session).then(|| session.tables.iter().map(|(_, target)| target.name.clone()).collect());
@@ -273,7 +275,7 @@ impl Coordinator {
                 self.stop_at_new_table(&batch)?;
                 let batch = Arc::new(batch);
                 self.lineage.received(batch.partition(), batch.end());
-                self.shared.heard(batch.lag_bytes());
+                self.shared.heard(&batch);
                 let id = self.batches.add(Arc::clone(&batch), permit);
                 self.orderer.push(id, &batch)?;
                 if batch.is_empty() {
@@ -506,13 +508,15 @@ impl Coordinator {
             let source = Arc::clone(&seed.spec.source);
             let (transforms, budget) = (seed.transforms.clone(), seed.budget.clone());
             let (out, stop) = (seed.out.clone(), seed.stop.clone());
-            self.readers.spawn(async move {
+            let span = tracing::info_span!("reader", partition = %partition.id);
+            let read = async move {
                 let reader = source.open(&partition, &from).await?;
                 let from = from.position.map(|p| p.rank);
                 ReaderTask { from, partition: partition.id, reader, transforms, budget, out, acknowledged, stop }
                     .run()
                     .await
-            });
+            };
+            self.readers.spawn(read.instrument(span));
         }
     }
 

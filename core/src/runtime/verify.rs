@@ -292,7 +292,7 @@ async fn repair(
 async fn taken_over(spec: &Arc<Spec>, transforms: &Transforms, patience: Duration) -> Result<Session> {
     let deadline = Instant::now() + patience;
     loop {
-        match Session::open(spec, transforms, &Shared::new()).await {
+        match Session::open(spec, transforms, &Shared::new(&spec.name).part()).await {
             Err(e) if e.kind() == ErrorKind::Transient && Instant::now() < deadline => sleep(ASK).await,
             other => return other,
         }

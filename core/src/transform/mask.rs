@@ -19,6 +19,19 @@ use crate::secret::Secret;
 
 /// Replaces the values of columns, in old rows and in new ones. NULL stays NULL, and a column that
 /// was not sent stays so.
+///
+/// ```
+/// use anabranch_core::transform::{Mask, MaskRule};
+/// let mask = Mask::new(
+///     ["public.customers"],
+///     [
+///         ("email".to_owned(), MaskRule::Sha256 { key: "env:PATH".into() }),
+///         ("phone".to_owned(), MaskRule::Constant { value: "-".to_owned() }),
+///     ],
+/// )?;
+/// # let _ = mask;
+/// # Ok::<(), anabranch_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Mask {
     tables: Vec<TablePattern>,

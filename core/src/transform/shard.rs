@@ -13,6 +13,13 @@ use crate::model::{ChangeBatch, ChangeRef, Op, RowRef, ValueRef};
 /// A change must tell its shard, a delete too: shard by a column of the key, or let the source send
 /// full old rows. A row must stay in its shard. A change that does not, or for which a function gives
 /// [`Rejected`](crate::ErrorKind::Rejected), is left out as severe: the pipeline's policy decides.
+///
+/// ```
+/// use anabranch_core::transform::Shard;
+/// let by_column = Shard::column(["public.orders"], "region");
+/// let by_table = Shard::by(|change| Ok(change.table().map(|table| table.name.name.clone())));
+/// # let _ = (by_column, by_table);
+/// ```
 pub struct Shard {
     tables: Vec<TablePattern>,
     by: By,

@@ -5,22 +5,19 @@ use std::path::Path;
 use anabranch::{DeadLetter, DeadLetterStore, Error, LetterClass, LetterState, Result};
 use clap::Subcommand;
 
-use crate::say::say;
+use crate::say::{say, say_json, say_json_line};
 use crate::{exit, load};
 
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
-    /// List those that are open or held.
+    /// List those that are open or held, one line each; with --json as JSON lines.
     List {
-        /// Print JSON lines.
-        #[arg(long)]
-        json: bool,
         /// At most this many.
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Print one with its row.
+    /// Print one with its row, as JSON.
     Show {
         /// Its id.
         id: String,
@@ -43,26 +40,28 @@ pub(crate) enum Action {
 }
 
 /// Lists or marks dead letters. Marks are obeyed by whichever process runs the pipeline.
-pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
+pub(crate) async fn dead_letters(file: &Path, action: Action, json: bool) -> Result<u8> {
     let pipeline = load::pipeline(file)?;
     let name = pipeline.name().to_owned();
     let store = pipeline
         .dead_letters()
         .ok_or_else(|| Error::config("dead_letters.type", "this pipeline has no dead-letter store"))?;
     let find = async |id: &str| {
-        store.get(&name, id).await?.ok_or_else(|| Error::config("dead letter", format!("there is no letter {id}")))
+        store.get(&name, id).await?.ok_or_else(|| {
+            Error::config("ID", format!("there is no letter {id}")).hint("`list` shows the ids of those that are open")
+        })
     };
     match action {
-        Action::List { json, limit } => {
+        Action::List { limit } => {
             let letters = store.list(&name, &[LetterState::Open, LetterState::Held], None, limit).await?;
             for letter in &letters {
-                if json { say(format_args!("{}", as_json(letter, false)?)) } else { print_line(letter) }
+                if json { say_json_line(letter)? } else { print_line(letter) }
             }
             if letters.is_empty() && !json {
                 say("no dead letters are open");
             }
         }
-        Action::Show { id } => say(format_args!("{}", as_json(&find(&id).await?, true)?)),
+        Action::Show { id } => say_json(&find(&id).await?)?,
         Action::Retry { mut ids, severe } => {
             if severe {
                 ids.extend(severe_ids(store.as_ref(), &name).await?);
@@ -72,7 +71,7 @@ pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
                 letter.class = LetterClass::Retry;
                 letter.attempts = 0;
                 store.put(&name, &[letter]).await?;
-                say(format_args!("{id}: will be tried again"));
+                marked(&id, "will be tried again", "retry", json)?;
             }
         }
         Action::Skip { ids } => {
@@ -81,11 +80,19 @@ pub(crate) async fn dead_letters(file: &Path, action: Action) -> Result<u8> {
                 letter.state = LetterState::Skipped;
                 letter.class = LetterClass::Skip;
                 store.put(&name, &[letter]).await?;
-                say(format_args!("{id}: skipped"));
+                marked(&id, "skipped", "skip", json)?;
             }
         }
     }
     Ok(exit::DONE)
+}
+
+fn marked(id: &str, told: &str, mark: &str, json: bool) -> Result<()> {
+    if json {
+        return say_json_line(&serde_json::json!({ "id": id, "mark": mark }));
+    }
+    say(format_args!("{id}: {told}"));
+    Ok(())
 }
 
 async fn severe_ids(store: &dyn DeadLetterStore, pipeline: &str) -> Result<Vec<String>> {
@@ -96,11 +103,6 @@ async fn severe_ids(store: &dyn DeadLetterStore, pipeline: &str) -> Result<Vec<S
         after = Some(last.id.clone());
         ids.extend(page.into_iter().filter(|l| l.class == LetterClass::Severe).map(|l| l.id));
     }
-}
-
-fn as_json(letter: &DeadLetter, pretty: bool) -> Result<String> {
-    let text = if pretty { serde_json::to_string_pretty(letter) } else { serde_json::to_string(letter) };
-    text.map_err(|e| Error::fatal("cannot write JSON").because(e))
 }
 
 fn print_line(letter: &DeadLetter) {

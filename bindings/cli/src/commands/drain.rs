@@ -6,17 +6,19 @@ use std::time::Duration;
 use anabranch::pipeline::Drained;
 use anabranch::{Error, Result};
 
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::{exit, load};
 
 /// Waits until another process has brought everything into the target. True or false, never a guess.
 pub(crate) async fn drain(file: &Path, timeout: Option<f64>, json: bool) -> Result<u8> {
-    let seconds = |s| Duration::try_from_secs_f64(s).map_err(|_| Error::config("--timeout", "must be seconds"));
+    let seconds = |s| {
+        Duration::try_from_secs_f64(s)
+            .map_err(|_| Error::config("--timeout", "must be a number of seconds, not negative"))
+    };
     let deadline = timeout.map(seconds).transpose()?;
     let drained = load::pipeline(file)?.drain(deadline).await?;
     if json {
-        let text = serde_json::to_string_pretty(&drained).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
-        say(text);
+        say_json(&drained)?;
     } else {
         print(&drained);
     }

@@ -4,21 +4,34 @@ use std::path::Path;
 
 use anabranch::Result;
 
-use crate::say::say;
+use crate::say::{say, say_json};
 use crate::{exit, load};
 
 /// Leaves the mark; whoever runs the pipeline obeys within a few seconds.
-pub(crate) async fn pause(file: &Path) -> Result<u8> {
+pub(crate) async fn pause(file: &Path, json: bool) -> Result<u8> {
     let pipeline = load::pipeline(file)?;
     let changed = pipeline.pause().await?;
-    say(format_args!("{} {}", pipeline.name(), if changed { "is paused" } else { "was paused already" }));
-    Ok(exit::DONE)
+    tell(pipeline.name(), true, changed, json)
 }
 
 /// Takes it away.
-pub(crate) async fn resume(file: &Path) -> Result<u8> {
+pub(crate) async fn resume(file: &Path, json: bool) -> Result<u8> {
     let pipeline = load::pipeline(file)?;
     let changed = pipeline.resume().await?;
-    say(format_args!("{} {}", pipeline.name(), if changed { "goes on" } else { "was not paused" }));
+    tell(pipeline.name(), false, changed, json)
+}
+
+fn tell(pipeline: &str, paused: bool, changed: bool, json: bool) -> Result<u8> {
+    if json {
+        say_json(&serde_json::json!({ "pipeline": pipeline, "paused": paused, "changed": changed }))?;
+        return Ok(exit::DONE);
+    }
+    let what = match (paused, changed) {
+        (true, true) => "is paused",
+        (true, false) => "was paused already",
+        (false, true) => "goes on",
+        (false, false) => "was not paused",
+    };
+    say(format_args!("{pipeline} {what}"));
     Ok(exit::DONE)
 }

@@ -2,17 +2,31 @@
 
 use std::path::Path;
 
-use anabranch::pipeline::{RunMode, Status};
+use anabranch::pipeline::{MetricsConfig, RunMode, Status};
+use anabranch::prometheus::{Exporter, Recorder};
 use anabranch::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::progress::Progress;
 use crate::say::say;
-use crate::{Mode, exit, load};
+use crate::{exit, load};
+
+/// What the command line says of a run.
+pub(crate) struct How {
+    pub(crate) until_drained: bool,
+    pub(crate) mode: Option<RunMode>,
+    /// Where to answer HTTP requests.
+    pub(crate) metrics: Option<String>,
+    pub(crate) json: bool,
+}
 
 /// Runs until stopped, drained or failed.
-pub(crate) async fn run(file: &Path, until_drained: bool, mode: Option<Mode>) -> Result<u8> {
-    let pipeline = load::pipeline_in(file, mode.map(RunMode::from))?;
+pub(crate) async fn run(file: &Path, how: How) -> Result<u8> {
+    let mut config = load::config(file)?;
+    config.pipeline.mode = how.mode.unwrap_or(config.pipeline.mode);
+    let exporter = exporter(how.metrics, config.metrics.take()).await?;
+    let until_drained = how.until_drained;
+    let pipeline = load::pipeline_of(file, config)?;
     let replays = pipeline.mode() != RunMode::Regular;
     let listen = |kind| signal(kind).map_err(|e| Error::fatal("cannot listen for signals").because(e));
     let (mut interrupted, mut terminated) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
@@ -24,7 +38,10 @@ pub(crate) async fn run(file: &Path, until_drained: bool, mode: Option<Mode>) ->
         // 3. Both sides are checked.
         started = pipeline.start() => started?,
     };
-    let mut progress = Progress::new();
+    if let Some(exporter) = &exporter {
+        exporter.watch(running.monitor());
+    }
+    let mut progress = Progress::new(how.json);
     let mut tick = tokio::time::interval(progress.period());
     let shown = running.monitor();
     let stopper = running.stopper();
@@ -53,18 +70,17 @@ pub(crate) async fn run(file: &Path, until_drained: bool, mode: Option<Mode>) ->
                 _ = interrupted.recv() => if std::mem::replace(&mut stopping, true) { return Ok(exit::FAILED) } else { stopper.cancel() },
                 _ = terminated.recv() => if std::mem::replace(&mut stopping, true) { return Ok(exit::FAILED) } else { stopper.cancel() },
                 // 4. The progress line.
-                _ = tick.tick() => progress.show(&shown.status()),
+                _ = tick.tick() => progress.show(&shown.status())?,
             }
         }
     };
-    progress.show(&shown.status());
+    progress.show(&shown.status())?;
     progress.end();
     match result {
         Ok(Some(drained)) if !drained.drained => code = still_open(file, drained.dead_letters_open),
-        Ok(Some(_)) => {
-            say(format_args!("drained: everything committed before the start of the drain is in the target"))
-        }
-        Ok(None) if replays => code = replayed(file, &shown.status()),
+        Ok(Some(_)) if how.json => {}
+        Ok(Some(_)) => say("drained: everything committed before the start of the drain is in the target"),
+        Ok(None) if replays => code = replayed(file, &shown.status(), how.json),
         Ok(None) => {}
         // Asked to stop while it waited for the drain: an orderly end too.
         Err(_) if stopping => {}
@@ -73,11 +89,31 @@ pub(crate) async fn run(file: &Path, until_drained: bool, mode: Option<Mode>) ->
     Ok(code)
 }
 
+/// Listens where the command line, or else the configuration, says.
+async fn exporter(asked: Option<String>, configured: Option<MetricsConfig>) -> Result<Option<Exporter>> {
+    let by_flag = asked.is_some();
+    let config = match (asked, configured) {
+        (Some(listen), Some(configured)) => MetricsConfig { listen, ..configured },
+        (Some(listen), None) => MetricsConfig { listen, dead_after_seconds: None },
+        (None, Some(configured)) => configured,
+        (None, None) => return Ok(None),
+    };
+    let address = config.address().map_err(|e| match by_flag {
+        true => Error::config("--metrics", "must be an address and a port, or a port alone, as in 127.0.0.1:9187"),
+        false => e,
+    })?;
+    let exporter = Exporter::listen(address, Recorder::install()?, config.dead_after()?).await?;
+    tracing::info!(address = %exporter.address(), "listens for /metrics, /status.json and /healthz");
+    Ok(Some(exporter))
+}
+
 /// What came of a run that tries dead letters again.
-fn replayed(file: &Path, status: &Status) -> u8 {
+fn replayed(file: &Path, status: &Status, json: bool) -> u8 {
     match status.dead_letters_open {
         0 => {
-            say("replayed: no dead letters are open");
+            if !json {
+                say("replayed: no dead letters are open");
+            }
             exit::DONE
         }
         open => still_open(file, open),

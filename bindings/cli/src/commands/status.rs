@@ -8,7 +8,7 @@ use anabranch::pipeline::{Phase, ShardPhase, Status};
 use anabranch::yugabyte::xcluster::{self, YbAdmin};
 use anabranch::{Error, Pipeline, Result, Timestamp};
 
-use crate::say::{is_heard, say};
+use crate::say::{is_heard, say, say_json, say_json_line};
 use crate::{exit, load, progress};
 
 /// Between two looks of `--watch`.
@@ -55,12 +55,12 @@ impl Subject {
                     let problem = format!("the pipeline {} has never run", pipeline.name());
                     return Err(Error::config("pipeline.name", problem));
                 };
-                if json { say_json(&status, one_line) } else { Ok(print(&status)) }
+                if json { tell_json(&status, one_line) } else { Ok(print(&status)) }
             }
             Self::XCluster(target) => {
                 let databases = xcluster::status(target).await?;
                 if json {
-                    return say_json(&databases, one_line);
+                    return tell_json(&databases, one_line);
                 }
                 for database in &databases {
                     print(&database.status);
@@ -74,15 +74,13 @@ impl Subject {
     }
 }
 
-fn say_json(status: &impl serde::Serialize, one_line: bool) -> Result<()> {
-    let text = if one_line { serde_json::to_string(status) } else { serde_json::to_string_pretty(status) };
-    say(text.map_err(|e| Error::fatal("cannot write JSON").because(e))?);
-    Ok(())
+fn tell_json(status: &impl serde::Serialize, one_line: bool) -> Result<()> {
+    if one_line { say_json_line(status) } else { say_json(status) }
 }
 
 /// A process stores something every ten seconds at least; after some of these it is not there any more,
 /// or cannot reach its stores.
-const SILENCE: f64 = 35.0;
+pub(crate) const SILENCE: f64 = 35.0;
 
 /// When the process was last seen.
 fn seen(s: &Status) -> String {

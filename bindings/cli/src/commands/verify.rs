@@ -9,7 +9,8 @@ use anabranch::control::verify::{TableVerified, VerifyOptions};
 use anabranch::{Error, Result, TableName};
 use clap::Args;
 
-use crate::say::say;
+use crate::progress::{self, Working};
+use crate::say::{say, say_json};
 use crate::{exit, load};
 
 /// What to compare.
@@ -37,13 +38,10 @@ pub(crate) struct Options {
     /// that was interrupted. Delete it to begin anew.
     #[arg(long, value_name = "FILE")]
     progress: Option<PathBuf>,
-    /// Print JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Compares both sides; equal is 0, different 1.
-pub(crate) async fn verify(file: &Path, options: Options) -> Result<u8> {
+pub(crate) async fn verify(file: &Path, options: Options, json: bool) -> Result<u8> {
     let pipeline = load::pipeline(file)?;
     let mut equal = match &options.progress {
         Some(path) => read_progress(path)?,
@@ -59,22 +57,28 @@ pub(crate) async fn verify(file: &Path, options: Options) -> Result<u8> {
         ..VerifyOptions::default()
     };
     let mut unwritten = None;
+    let (working, mut compared) = (Working::on("comparing"), 0);
     let mut tell = |table: &TableVerified| {
-        if !options.json {
-            say(table);
+        if !json {
+            let _ = progress::above(|| {
+                say(table);
+                Ok(())
+            });
         }
+        compared += 1;
+        working.says(format!("comparing: {compared} tables done"));
         if let (Some(path), true) = (&options.progress, table.equal) {
             equal.insert(table.table.clone());
             unwritten = unwritten.take().or(write_progress(path, &equal).err());
         }
     };
     let verified = pipeline.verify(&asked, &mut tell).await?;
+    drop(working);
     if let Some(error) = unwritten {
         return Err(error);
     }
-    if options.json {
-        let text = serde_json::to_string_pretty(&verified).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
-        say(text);
+    if json {
+        say_json(&verified)?;
     } else {
         let repaired: u64 = verified.tables.iter().map(|t| t.repaired).sum();
         if options.repair {

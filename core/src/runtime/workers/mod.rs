@@ -23,6 +23,7 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::reader::Transforms;
 use crate::error::{Error, ErrorKind, Result};
@@ -287,7 +288,7 @@ impl Worker {
     fn begin(&mut self, partition: Partition, held: Arc<Held>) {
         tracing::info!(worker = %self.name, partition = %partition.id, "takes the partition");
         let id = partition.id.clone();
-        let (stop, shared) = (held.lost().child_token(), Arc::new(Shared::new()));
+        let (stop, shared) = (held.lost().child_token(), Arc::new(self.shared.part()));
         self.held.insert(id.clone(), Work { stop: stop.clone(), shared: Arc::clone(&shared) });
         let source = PartitionSource {
             inner: Arc::clone(&self.spec.source),
@@ -306,7 +307,8 @@ impl Worker {
             ..Spec::clone(&self.spec)
         });
         let (transforms, failover) = (self.transforms.clone(), self.failover);
-        self.tasks.spawn(async move {
+        let span = tracing::info_span!("partition", partition = %id);
+        let work = async move {
             let mut keeping = JoinSet::new();
             keeping.spawn(keep(Arc::clone(&held), failover));
             let result = if id.as_str() == LETTERS {
@@ -317,7 +319,8 @@ impl Worker {
             };
             let result = conclude(&held, result).await;
             (id, result)
-        });
+        };
+        self.tasks.spawn(work.instrument(span));
     }
 
     /// A lease is not worked on any more. What fails for good in one partition ends the worker.
@@ -329,6 +332,10 @@ impl Worker {
 
     /// Shows how far all the workers are.
     async fn publish(&self, listed: &[Lease]) -> Result<()> {
+        if self.held.keys().all(|id| id.as_str() == LETTERS) {
+            // It reads nothing, and the leases answer.
+            self.shared.pulse().heard();
+        }
         let counted = self.leases.counted(&self.spec.name).await?;
         let mut now = stored::of_leases(self.control.clone(), listed, counted);
         let mut waiting = 0;
