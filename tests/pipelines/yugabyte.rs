@@ -18,13 +18,13 @@ use super::writers::Writers;
 use super::{Tested, config};
 
 /// Kills of a run unless `KILLS` says otherwise.
-const KILLS: u32 = 25;
+const KILLS: u32 = 12;
 /// States of the source that a reader of the target has to have seen, or the run means too little.
-const STATES: usize = 6;
+const STATES: usize = 5;
 /// Of so many statements of the sink, one is refused for now.
-const REFUSE_ONE_OF: u32 = 400;
+const REFUSE_ONE_OF: u32 = 150;
 /// How long the run may go on after its kills for states to be seen.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A PostgreSQL behind a proxy.
 struct YugabyteTarget {
@@ -99,17 +99,16 @@ async fn run(lsn_type: &str) -> Tested {
     let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
     let mut faults = Faults::new(seed, server.clone(), target.clone());
     let kills = config::kills(KILLS);
-    let mut deadline = None;
-    while !watcher.found_something() && !runner.gave_up() {
-        let enough = faults.count() >= kills;
-        let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE * kills.div_ceil(KILLS));
-        if enough && (watcher.states() >= STATES || Instant::now() > deadline) {
-            break;
-        }
+    while faults.count() < kills && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
         if faults.count() % 4 == 0 {
             fake.cut();
         }
+    }
+    // What came of them is to be seen.
+    let deadline = Instant::now() + PATIENCE;
+    while watcher.states() < STATES && !watcher.found_something() && !runner.gave_up() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let committed = writers.stop().await?;
     let ended = match runner.stop().await {
