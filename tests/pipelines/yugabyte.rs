@@ -143,3 +143,47 @@ async fn yugabyte_by_sequence_survives_kills() -> Tested {
 async fn yugabyte_by_hybrid_time_survives_kills() -> Tested {
     run("hybrid_time").await
 }
+
+/// What `yb-admin` writes, as YugabyteDB's manual shows it.
+const SAFE_TIME: &str = r#"[
+    {
+        "namespace_id": "00004000000030008000000000000000",
+        "namespace_name": "dr_db3",
+        "safe_time": "2023-06-08 23:12:51.651318",
+        "safe_time_epoch": "1686265971651318",
+        "safe_time_lag_sec": "24.87",
+        "safe_time_skew_sec": "1.16"
+    }
+]"#;
+
+/// Whoever has only xCluster writes a file with one section and asks for its status.
+#[tokio::test]
+async fn xcluster_has_a_status() -> Tested {
+    let Some(program) = runner::command() else { return Ok(()) };
+    let folder = tempfile::tempdir()?;
+    let (admin, file) = (folder.path().join("yb-admin"), folder.path().join("dr.toml"));
+    std::fs::write(&admin, format!("#!/bin/sh\ncat <<'EOF'\n{SAFE_TIME}\nEOF\n"))?;
+    std::fs::set_permissions(&admin, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let ask = async |masters: &str, options: &[&str]| {
+        let section = format!("[xcluster]\nyb_admin = {admin:?}\nmaster_addresses = \"{masters}\"\n");
+        std::fs::write(&file, section)?;
+        tokio::process::Command::new(&program).arg("status").arg(&file).args(options).output().await
+    };
+    let json = ask("10.2.0.1:7100", &["--json"]).await?;
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout)?;
+    assert_eq!((&json[0]["pipeline"], &json[0]["phase"]), (&"dr_db3".into(), &"streaming".into()));
+    assert_eq!((&json[0]["lag_seconds"], &json[0]["skew_seconds"]), (&24.87.into(), &1.16.into()));
+    let text = String::from_utf8(ask("10.2.0.1:7100", &[]).await?.stdout)?;
+    for line in [
+        "pipeline      dr_db3",
+        "safe time     2023-06-08T23:12:51.651318Z",
+        "lag           24.9 s",
+        "skew          1.2 s",
+    ] {
+        assert!(text.contains(line), "{line:?} is not in:\n{text}");
+    }
+    let wrong = ask("10.2.0.1", &[]).await?;
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(wrong.status.code() == Some(2) && said.contains("xcluster.master_addresses"), "{said}");
+    Ok(())
+}
