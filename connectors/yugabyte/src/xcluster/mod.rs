@@ -7,7 +7,7 @@
 //! // The masters of the target: its universe knows the safe time.
 //! let target = YbAdmin::new("/opt/yugabyte/bin/yb-admin", "10.2.0.1:7100,10.2.0.2:7100,10.2.0.3:7100");
 //! for database in xcluster::status(&target).await? {
-//!     println!("{}: {:?}", database.status.pipeline, database.status.safe_time);
+//!     println!("{}: {:?}", database.pipeline, database.safe_time);
 //! }
 //! # Ok(()) }
 //! ```
