@@ -154,7 +154,7 @@ fn to_postgres(program: &Path, source: &Dynamo, server: &PgServer) -> Done<bool>
     );
     let number = |sql: &str| server.value(office::COPIED, sql).ok().flatten().and_then(|v| v.parse().ok());
     let mut pipeline = Pipeline::new(program, &config)?;
-    let copied = || number("SELECT count(*) FROM orders WHERE item ? 'first'").unwrap_or(0);
+    let copied = || number("SELECT count(*) FROM orders WHERE item::jsonb ? 'first'").unwrap_or(0);
     copy_with_a_kill(&mut pipeline, shop::ORDERS, &copied)?;
     let has = |id: u64| number(&format!("SELECT count(*) FROM orders WHERE id = {id}")) == Some(1);
     stream_with_a_kill(&mut pipeline, &|| writer.newest(), &has)?;

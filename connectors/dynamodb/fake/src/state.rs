@@ -187,6 +187,17 @@ impl State {
         self.open_shard(&arn, None, (0, u64::MAX));
     }
 
+    /// Gives a stream that was just enabled `count` shards, of as many keys each.
+    pub fn spread(&mut self, table: &str, count: u64) {
+        let arn = self.tables[table].stream.clone().expect("the table has a stream");
+        self.stream_mut(table).shards.clear();
+        let width = u64::MAX / count;
+        for n in 0..count {
+            let last = if n + 1 == count { u64::MAX } else { (n + 1) * width - 1 };
+            self.open_shard(&arn, None, (n * width, last));
+        }
+    }
+
     /// Disables the stream of a table: its shards close, and stay readable.
     pub fn disable_stream(&mut self, table: &str) {
         let (now, sequence) = (self.now(), self.next_sequence());

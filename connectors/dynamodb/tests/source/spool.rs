@@ -49,15 +49,17 @@ async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
     let children = bench.fake.split("orders", &shard);
     (0..50).for_each(|id| put(&bench.fake, id, 4778));
     bench.fake.roll("orders", &children[0]);
-    bench.rows.until(|| spooled(folder.path(), 4778) >= 50, || spooled(folder.path(), 4778)).await;
-    assert!(spooled(folder.path(), 4777) >= 50);
+    // What a shard gives is spooled when its parent is through.
+    (0..50).for_each(|id| put(&bench.fake, id, 4779));
+    bench.rows.until(|| spooled(folder.path(), 4779) >= 50, || spooled(folder.path(), 4779)).await;
+    assert!(spooled(folder.path(), 4777) >= 50 && spooled(folder.path(), 4778) >= 50);
     drop(running); // As a kill does.
 
     bench.fake.advance(DAY_AND_MORE);
     assert!(bench.fake.state().stream("orders").shards.len() < 4, "shards are gone");
     let running = bench.pipeline("test", source()).start().await.expect("start");
-    (60..70).for_each(|id| put(&bench.fake, id, 4779));
-    bench.rows.until(|| spooled(folder.path(), 4779) >= 10, || "what came after the restart is not spooled").await;
+    (60..70).for_each(|id| put(&bench.fake, id, 4780));
+    bench.rows.until(|| spooled(folder.path(), 4780) >= 10, || "what came after the restart is not spooled").await;
     let scans = bench.fake.calls("Scan");
     bench.fake.heal();
     bench.rows.equal(&bench.fake, "orders").await;

@@ -18,7 +18,7 @@ const SHARDS: usize = 64;
 const IDS: u32 = 512;
 const PIPELINE: &str = "shared";
 /// After so much silence leases are taken over.
-const FAILOVER: Duration = Duration::from_secs(8);
+const FAILOVER: Duration = Duration::from_secs(6);
 /// How long anything may take that should happen soon: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(400);
 
@@ -35,9 +35,7 @@ impl Setup {
         let target = server.expect("DynamoDB Local starts")?;
         let fake = Fake::start().await;
         fake.create_table("orders", &[("id", "N")]);
-        while fake.open_shards("orders").len() < SHARDS {
-            fake.open_shards("orders").iter().for_each(|shard| drop(fake.split("orders", shard)));
-        }
+        fake.state().spread("orders", SHARDS as u64);
         let key = || Secret::new("local");
         let access = Access::new().region("local").endpoint(target.endpoint()).credentials(key(), key(), None);
         let client = access.dynamodb("test").await.expect("a client");
@@ -56,7 +54,7 @@ impl Setup {
         format!(
             "[pipeline]\nname = \"{PIPELINE}\"\norder = \"key\"\n\n\
              [source]\n{source}tables = [\"orders\"]\nsnapshot = \"never\"\n\
-             poll_min_ms = 500\npoll_max_ms = 4000\n\n\
+             poll_min_ms = 300\npoll_max_ms = 3000\n\n\
              [sink]\n{target}create_tables = true\n\n[checkpoint]\n{target}\n[dead_letters]\n{target}\n\
              [workers]\nid = \"{worker}\"\nfailover_seconds = {}\n\n[workers.leases]\n{target}table = \"orders-task\"\n",
             FAILOVER.as_secs()
