@@ -8,6 +8,8 @@ mod checker;
 mod config;
 mod crash;
 mod faults;
+#[cfg(feature = "spanner")]
+mod proxy;
 mod runner;
 mod source;
 mod targets;
