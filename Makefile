@@ -41,9 +41,11 @@ test: setup
 crash: setup
 	$(CARGO) build -p anabranch-cli
 	KILLS=$${KILLS:-1000} $(CARGO) test --all-features --test main -- crash two_jobs yugabyte --nocapture --test-threads=1
+	KILLS=$${KILLS:-1000} $(CARGO) test --test spanner -- crash --nocapture --test-threads=1
 
 bench: setup
 	$(CARGO) bench --bench load
+	$(CARGO) bench --features spanner --bench spanner
 
 fuzz:
 	fuzz/run.sh

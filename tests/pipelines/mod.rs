@@ -9,6 +9,8 @@ mod config;
 mod crash;
 mod fan_out;
 mod faults;
+#[cfg(feature = "spanner")]
+mod proxy;
 mod runner;
 mod safe_time;
 mod source;

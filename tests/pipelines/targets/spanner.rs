@@ -1,17 +1,13 @@
 //! A Spanner target: the emulator, behind a proxy whose connections can be cut. It holds its data in
 //! memory, so its server is never killed.
 
-use std::sync::Arc;
-
 use anabranch_servers::{SpannerDialect, SpannerServer, spanner};
 use anabranch_testkit::history::{Kind, Observation, Row, TABLES};
 use async_trait::async_trait;
-use tokio::io::copy_bidirectional;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
-use tokio::task::{JoinHandle, block_in_place};
+use tokio::task::block_in_place;
 
 use super::{Target, Tested, canonical_row};
+use crate::pipelines::proxy::Proxy;
 
 /// The table whose unique keys the workload moves about; the pipeline makes the others.
 const ITEMS: [&str; 3] = [
@@ -99,42 +95,5 @@ impl Target for SpannerTarget {
     async fn cut(&self) -> Tested<bool> {
         self.proxy.cut.notify_waiters();
         Ok(true)
-    }
-}
-
-/// Passes connections on, until they are cut.
-struct Proxy {
-    address: String,
-    cut: Arc<Notify>,
-    task: JoinHandle<()>,
-}
-
-impl Proxy {
-    async fn start(to: String) -> Tested<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?.to_string();
-        let cut = Arc::new(Notify::new());
-        let cuts = Arc::clone(&cut);
-        let task = tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                let (to, cut) = (to.clone(), Arc::clone(&cuts));
-                tokio::spawn(async move {
-                    let cut = cut.notified();
-                    let Ok(mut server) = TcpStream::connect(to).await else { return };
-                    tokio::select! {
-                        biased;
-                        () = cut => {}
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
-                    }
-                });
-            }
-        });
-        Ok(Self { address, cut, task })
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
     }
 }

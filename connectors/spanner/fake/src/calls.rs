@@ -208,8 +208,13 @@ fn statement(database: &Database, request: &wire::ExecuteSqlRequest) -> Called<A
     });
     let clock = || {
         let now = database.clock.now().to_string();
-        let asked = sql.eq_ignore_ascii_case("SELECT CURRENT_TIMESTAMP");
-        asked.then(|| (vec![(String::new(), "TIMESTAMP".to_owned())], vec![vec![text(now)]]))
+        let one = |code: &str, value: String| (vec![(String::new(), code.to_owned())], vec![vec![text(value)]]);
+        match sql.to_ascii_uppercase().as_str() {
+            "SELECT CURRENT_TIMESTAMP" => Some(one("TIMESTAMP", now)),
+            // With which the official client tries a new connection.
+            "SELECT 1" => Some(one("INT64", "1".to_owned())),
+            _ => None,
+        }
     };
     let params = request.params.as_ref();
     let known = scripted.or_else(clock).or_else(|| schema::answer(&state, database.dialect, sql, params));

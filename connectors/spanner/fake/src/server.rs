@@ -18,6 +18,9 @@ use crate::stream::Stream;
 use crate::table::Table;
 use crate::time::{Clock, Time};
 
+/// Streams on one connection at a time, as Google's servers allow; one more waits for another to end.
+const STREAMS: u32 = 100;
+
 /// What a [`FakeSpanner`] is started with.
 ///
 /// Defaults: GoogleSQL, this machine's clock, a resume token for each row, values in one piece.
@@ -184,7 +187,7 @@ impl FakeSpanner {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of the runtime");
                 // Small answers must not wait for acknowledgements of those before them.
                 let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-                let server = Server::builder().add_service(service);
+                let server = Server::builder().max_concurrent_streams(STREAMS).add_service(service);
                 tokio::select! {
                     result = server.serve_with_incoming(incoming) => {
                         result.expect("the server ended");

@@ -121,6 +121,18 @@ fn copied_tables_are_skipped_up_to_their_point() {
 }
 
 #[test]
+fn own_tables_are_left_out() {
+    let mut a = assembler(place::before(at(0)));
+    let own = DataRecord { table: "anabranch_lane".to_owned(), ..record(5, "a", 0, &[1], 2) };
+    a.data(own).unwrap();
+    a.data(record(5, "a", 1, &[2], 2)).unwrap();
+    a.heartbeat(at(7));
+    let batch = a.take(true).unwrap().unwrap();
+    assert_eq!(rows(&batch, &Rank::default()).into_iter().map(|(_, id)| id).collect::<Vec<_>>(), [2]);
+    assert_eq!(batch.schemas().len(), 1);
+}
+
+#[test]
 fn a_huge_transaction_comes_in_parts_and_waits_on_disk() {
     let ids: Vec<i64> = (0..200).collect();
     let mut records: Vec<DataRecord> = (0..100).map(|n| record(5, "a", n, &ids, 100)).collect();

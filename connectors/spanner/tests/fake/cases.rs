@@ -61,7 +61,8 @@ async fn tags_come_with_their_transactions() {
         let mut stream = Stream::new(STREAM);
         stream.root("a", t(0)).root("b", t(0));
         let tagged = Committed::at(t(1)).tag("txBy=job").insert("a", &kv(), row(1, 1)).insert("b", &kv(), row(2, 1));
-        stream.commit(tagged).commit(Committed::at(t(2)).insert("a", &kv(), row(3, 1)));
+        let expired = Committed::at(t(3)).system().tag("RowDeletionPolicy").delete("b", &kv(), row(2, 1));
+        stream.commit(tagged).commit(Committed::at(t(2)).insert("a", &kv(), row(3, 1))).commit(expired);
         let fake = script(dialect, stream, t(10)).start();
         let source: Box<dyn anabranch_core::Source> = Box::new(crate::support::source(&fake, t(0)));
         source.prepare(None).await.unwrap();
@@ -87,8 +88,9 @@ async fn tags_come_with_their_transactions() {
             }
         }
         let tagged = tags.iter().filter(|(tag, _)| tag.as_deref() == Some("txBy=job")).count();
+        let system = tags.iter().filter(|(tag, _)| tag.as_deref() == Some("RowDeletionPolicy")).count();
         let plain = tags.iter().filter(|(tag, _)| tag.is_none()).count();
-        assert_eq!((tagged, plain), (2, 1), "{dialect:?}: {tags:?}");
+        assert_eq!((tagged, plain, system), (2, 1, 1), "{dialect:?}: {tags:?}");
     }
 }
 

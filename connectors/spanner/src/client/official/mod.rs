@@ -2,6 +2,7 @@
 
 mod admin;
 mod convert;
+mod lines;
 mod reads;
 mod transaction;
 
@@ -10,13 +11,17 @@ use std::sync::Arc;
 
 use anabranch_core::{Error, ErrorKind};
 use async_trait::async_trait;
-use google_cloud_spanner::client::{DatabaseClient, Spanner};
+use google_cloud_spanner::channel_pool::StaticChannelPoolConfig;
+use google_cloud_spanner::client::{DatabaseClient, Spanner, SpannerBuilderExt};
 use tokio::sync::OnceCell;
 
-use super::{BatchRead, Client, Instant, ReadAt, Rows, SpannerResult, Statement, TransactionOptions, Work};
+use super::{
+    BatchRead, Client, Code, Instant, ReadAt, Rows, SpannerError, SpannerResult, Statement, TransactionOptions, Work,
+};
 use admin::Admin;
 use convert::{error, statement};
-use reads::{OfficialBatchRead, OfficialRows, bound};
+use lines::Lines;
+use reads::{OfficialBatchRead, OfficialRows, Open, bound};
 
 /// The port of the REST administration is this much above that of gRPC on an emulator.
 const EMULATOR_REST_OFFSET: u16 = 10;
@@ -61,23 +66,54 @@ impl OfficialBuilder {
     /// by the code of the answer otherwise.
     pub async fn connect(self) -> Result<Official, Error> {
         check_database(&self.database)?;
-        let endpoint = self.endpoint.or_else(emulator).map(with_scheme);
+        let spanner = self.spanner(None).await?;
+        let doing = format!("cannot connect to {}", self.database);
+        let client = self.client(&spanner).await.map_err(|e| error(&e).into_core(doing))?;
+        let rest = || rest_of(&self.address()?);
+        let admin_endpoint = self.admin_endpoint.clone().map(with_scheme).or_else(rest);
+        let lines = Arc::new(Lines::new(self.clone(), client.clone()));
+        Ok(Official {
+            database: self.database,
+            spanner,
+            client,
+            lines,
+            admin_endpoint,
+            admin: Arc::new(OnceCell::new()),
+        })
+    }
+
+    fn address(&self) -> Option<String> {
+        self.endpoint.clone().or_else(emulator).map(with_scheme)
+    }
+
+    /// With so many connections; by default as many as the client thinks fit.
+    async fn spanner(&self, channels: Option<usize>) -> Result<Spanner, Error> {
         let mut builder = Spanner::builder();
-        if let Some(endpoint) = &endpoint {
-            builder = builder.with_endpoint(endpoint.clone());
+        if let Some(endpoint) = self.address() {
+            builder = builder.with_endpoint(endpoint);
         }
-        let spanner = builder.build().await.map_err(|e| {
+        if let Some(channels) = channels {
+            builder = builder.with_channel_pool(StaticChannelPoolConfig::new(channels));
+        }
+        builder.build().await.map_err(|e| {
             let kind = if e.is_default_credentials() { ErrorKind::Config } else { ErrorKind::Transient };
             Error::new(kind, "cannot set up the Spanner client").because(e)
-        })?;
+        })
+    }
+
+    async fn client(&self, spanner: &Spanner) -> Result<DatabaseClient, google_cloud_spanner::Error> {
         let mut database = spanner.database_client(&*self.database);
-        if let Some(role) = self.role {
-            database = database.with_database_role(role);
+        if let Some(role) = &self.role {
+            database = database.with_database_role(role.clone());
         }
-        let doing = format!("cannot connect to {}", self.database);
-        let client = database.build().await.map_err(|e| error(&e).into_core(doing))?;
-        let admin_endpoint = self.admin_endpoint.map(with_scheme).or_else(|| endpoint.and_then(|e| rest_of(&e)));
-        Ok(Official { database: self.database, spanner, client, admin_endpoint, admin: Arc::new(OnceCell::new()) })
+        database.build().await
+    }
+
+    /// A further client, on one connection.
+    async fn one_channel(&self) -> SpannerResult<DatabaseClient> {
+        let spanner = self.spanner(Some(1)).await;
+        let spanner = spanner.map_err(|e| SpannerError::new(Code::Unavailable, e.report()))?;
+        self.client(&spanner).await.map_err(|e| error(&e))
     }
 }
 
@@ -87,6 +123,7 @@ pub struct Official {
     database: String,
     spanner: Spanner,
     client: DatabaseClient,
+    lines: Arc<Lines>,
     admin_endpoint: Option<String>,
     admin: Arc<OnceCell<Admin>>,
 }
@@ -112,8 +149,13 @@ impl Official {
 #[async_trait]
 impl Client for Official {
     async fn query(&self, query: Statement, at: ReadAt) -> SpannerResult<Box<dyn Rows>> {
-        let read = self.client.single_use().set_timestamp_bound(bound(at)).build();
-        Ok(Box::new(OfficialRows::new(async move { read.execute_query(statement(query)).await })))
+        let lines = Arc::clone(&self.lines);
+        Ok(Box::new(OfficialRows::new(async move {
+            let (client, line) = lines.take().await?;
+            let read = client.single_use().set_timestamp_bound(bound(at)).build();
+            let rows = read.execute_query(statement(query)).await.map_err(|e| error(&e))?;
+            Ok(Open { rows, line: Some(line) })
+        })))
     }
 
     async fn batch_read(&self, at: ReadAt) -> SpannerResult<Arc<dyn BatchRead>> {

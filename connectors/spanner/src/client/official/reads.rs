@@ -2,12 +2,12 @@
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use google_cloud_spanner::Error;
 use google_cloud_spanner::batch::{BatchReadOnlyTransaction, Partition};
 use google_cloud_spanner::client::DatabaseClient;
 use google_cloud_spanner::model::PartitionOptions;
 use google_cloud_spanner::result::ResultSet;
 use google_cloud_spanner::transaction::TimestampBound;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::convert::{error, instant, row, statement, timestamp};
 use crate::client::{BatchRead, Code, Instant, ReadAt, Row, Rows, SpannerError, SpannerResult, Statement};
@@ -28,7 +28,7 @@ pub(super) fn bound(at: ReadAt) -> TimestampBound {
 pub(super) struct OfficialRows(State);
 
 enum State {
-    Idle(Box<ResultSet>),
+    Idle(Box<Open>),
     Asking(BoxFuture<'static, Asked>),
     Ended,
     /// After an error: what might follow would look like an end.
@@ -36,23 +36,27 @@ enum State {
 }
 
 /// The next row, and the rest of them unless it was the last.
-type Asked = Result<(Option<Row>, Box<ResultSet>), SpannerError>;
+type Asked = Result<(Option<Row>, Box<Open>), SpannerError>;
+
+/// A query that is open, and its place on a connection.
+pub(super) struct Open {
+    pub(super) rows: ResultSet,
+    #[allow(dead_code, reason = "held for its drop")]
+    pub(super) line: Option<OwnedSemaphorePermit>,
+}
 
 impl OfficialRows {
     /// `opening`: the call that gives the rows. It is made with the first [`Rows::next`].
-    pub(super) fn new(opening: impl Future<Output = Result<ResultSet, Error>> + Send + 'static) -> Self {
-        Self(State::Asking(Box::pin(async {
-            let rows = opening.await.map_err(|e| error(&e))?;
-            ask(Box::new(rows)).await
-        })))
+    pub(super) fn new(opening: impl Future<Output = SpannerResult<Open>> + Send + 'static) -> Self {
+        Self(State::Asking(Box::pin(async { ask(Box::new(opening.await?)).await })))
     }
 }
 
-async fn ask(mut rows: Box<ResultSet>) -> Asked {
-    match rows.next().await {
-        Some(Ok(values)) => Ok((Some(row(values.into_values())?), rows)),
+async fn ask(mut open: Box<Open>) -> Asked {
+    match open.rows.next().await {
+        Some(Ok(values)) => Ok((Some(row(values.into_values())?), open)),
         Some(Err(e)) => Err(error(&e)),
-        None => Ok((None, rows)),
+        None => Ok((None, open)),
     }
 }
 
@@ -60,9 +64,9 @@ async fn ask(mut rows: Box<ResultSet>) -> Asked {
 impl Rows for OfficialRows {
     async fn next(&mut self) -> SpannerResult<Option<Row>> {
         if let State::Idle(_) = self.0
-            && let State::Idle(rows) = std::mem::replace(&mut self.0, State::Failed)
+            && let State::Idle(open) = std::mem::replace(&mut self.0, State::Failed)
         {
-            self.0 = State::Asking(Box::pin(ask(rows)));
+            self.0 = State::Asking(Box::pin(ask(open)));
         }
         let asked = match &mut self.0 {
             State::Asking(asking) => asking.await,
@@ -72,8 +76,8 @@ impl Rows for OfficialRows {
             }
         };
         self.0 = State::Failed;
-        let (row, rows) = asked?;
-        self.0 = if row.is_some() { State::Idle(rows) } else { State::Ended };
+        let (row, open) = asked?;
+        self.0 = if row.is_some() { State::Idle(open) } else { State::Ended };
         Ok(row)
     }
 }
@@ -115,6 +119,9 @@ impl BatchRead for OfficialBatchRead {
         let part: Partition = serde_json::from_str(part)
             .map_err(|e| SpannerError::new(Code::InvalidArgument, format!("no part of a query: {e}")))?;
         let client = self.client.clone();
-        Ok(Box::new(OfficialRows::new(async move { part.execute(&client).await })))
+        Ok(Box::new(OfficialRows::new(async move {
+            let rows = part.execute(&client).await.map_err(|e| error(&e))?;
+            Ok(Open { rows, line: None })
+        })))
     }
 }
