@@ -8,8 +8,9 @@ use anabranch::{Error, Pipeline, Result, registry};
 /// What this file says.
 pub(crate) fn config(file: &Path) -> Result<PipelineConfig> {
     let text = std::fs::read_to_string(file).map_err(|e| {
+        let missing = e.kind() == std::io::ErrorKind::NotFound;
         let error = Error::config(file.display(), "cannot be read").because(e);
-        error.hint("`anabranch init` writes a configuration file")
+        if missing { error.hint("`anabranch init` writes a configuration file") } else { error }
     })?;
     PipelineConfig::parse(&text).map_err(|e| within(file, e))
 }
