@@ -2,16 +2,19 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help setup demo test crash bench fuzz lint features
+.PHONY: help setup demo demo-dynamodb demo-spanner test crash bench fuzz lint features wheel
 
 help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
+	@echo "make demo-dynamodb  the same between two DynamoDB, and between DynamoDB and PostgreSQL both ways"
+	@echo "make demo-spanner  the same with the Cloud Spanner emulator, back into two MariaDB databases"
 	@echo "make test    formatting, all tests, crash runs of 50 kills for each pair of databases"
 	@echo "make crash   long crash runs: KILLS=1000 for each pair; SEED= replays one"
 	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
 	@echo "make fuzz    a minute of each fuzz target; FUZZ_SECONDS= for longer"
 	@echo "make lint    clippy and documentation, warnings are errors"
 	@echo "make features  compiles the library with each of its features alone, and with none"
+	@echo "make wheel   the Python wheel, tried in a clean virtual environment; MATURIN= for its arguments"
 	@echo "make setup   fetches the servers that the others start"
 
 # PostgreSQL 15 and 18, MariaDB, the Cloud Spanner emulator. Never fails: tests without their server print "skipped".
@@ -22,10 +25,18 @@ demo: setup
 	$(CARGO) build --quiet -p anabranch-cli
 	$(CARGO) run --quiet --example demo
 
+demo-dynamodb: setup
+	$(CARGO) build --quiet -p anabranch-cli
+	$(CARGO) run --quiet --example demo_dynamodb
+
+demo-spanner: setup
+	$(CARGO) build --quiet -p anabranch-cli
+	$(CARGO) run --quiet --example demo_spanner
+
 test: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) build -p anabranch-cli
-	$(CARGO) test --workspace --no-fail-fast
+	$(CARGO) test --workspace --features anabranch-python/testkit --no-fail-fast
 
 crash: setup
 	$(CARGO) build -p anabranch-cli
@@ -52,3 +63,12 @@ features:
 	    seen=$$((seen + 1)); \
 	  done; \
 	  test $$seen -ge 5 || { echo "the features are not found in Cargo.toml"; exit 1; }; }
+
+# Of the manylinux version that this machine's C library allows; MATURIN="--zig --compatibility manylinux2014" for older ones.
+wheel: TARGET = $${CARGO_TARGET_DIR:-$(CURDIR)/target}
+wheel:
+	python3 -m venv $(TARGET)/wheel-tools
+	$(TARGET)/wheel-tools/bin/pip install --quiet 'maturin[zig]>=1.9,<2'
+	rm -rf $(TARGET)/python-wheels
+	$(TARGET)/wheel-tools/bin/maturin build --release --manifest-path bindings/python/Cargo.toml --out $(TARGET)/python-wheels $(MATURIN)
+	bindings/python/tests/wheel.sh $(TARGET)/python-wheels/*.whl

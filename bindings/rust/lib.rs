@@ -130,7 +130,7 @@
 //!
 //! # Features
 //!
-//! `postgres`, `mysql` and `sqlite`, all by default, and `dynamodb`: each adds the connectors to that database.
+//! `postgres`, `mysql`, `sqlite` and `yugabyte`, all by default, and `dynamodb`: each adds the connectors to that database.
 //! `files` adds window files, checkpoints and dead letters on a file system, Google Cloud Storage or Amazon S3.
 //! `spanner` adds Spanner change streams and Spanner as a target.
 //! `prometheus` adds an exporter of metrics, status and health over HTTP.
@@ -155,6 +155,8 @@ pub use anabranch_postgres::{Postgres, PostgresSink};
 pub use anabranch_spanner::{Spanner, SpannerSink};
 #[cfg(feature = "sqlite")]
 pub use anabranch_sqlite::Sqlite;
+#[cfg(feature = "yugabyte")]
+pub use anabranch_yugabyte::{Yugabyte, YugabyteSink};
 /// The attribute that implementations of the traits carry.
 pub use async_trait::async_trait;
 pub use registry::registry;
@@ -193,4 +195,10 @@ pub mod spanner {
 #[cfg(feature = "sqlite")]
 pub mod sqlite {
     pub use anabranch_sqlite::*;
+}
+
+/// Everything of the YugabyteDB connectors, and what `yb-admin` says of xCluster.
+#[cfg(feature = "yugabyte")]
+pub mod yugabyte {
+    pub use anabranch_yugabyte::*;
 }

@@ -18,7 +18,10 @@ use toml::Table;
 /// | `sharded`: several of `mysql` or `postgres` | | yes | | `reverse` |
 /// | `files` (a folder, `gs://`, `s3://`) | yes | yes | yes | `files` |
 /// | `spanner` | yes | yes | yes | `spanner` |
+/// | `yugabyte` | yes | yes | yes | `yugabyte` |
 /// | `file`, `memory` | | | yes | |
+///
+/// `dynamodb` keeps leases (`[workers.leases]`) too.
 ///
 /// With the feature `reverse` there are the transforms `session`, `forward_migration` and `values` too.
 ///
@@ -87,8 +90,12 @@ pub fn registry() -> Registry {
     #[cfg(feature = "dynamodb")]
     {
         use anabranch_dynamodb::{DynamoDb, DynamoDbSink, DynamoDbSinkConfig, DynamoDbSourceConfig};
+        use anabranch_dynamodb::{DynamoDbLeases, DynamoDbLeasesConfig};
         source::<DynamoDbSourceConfig, DynamoDb>(&mut registry, "dynamodb");
         sink_and_stores::<DynamoDbSinkConfig, DynamoDbSink>(&mut registry, "dynamodb");
+        registry.leases("dynamodb", |table| {
+            Ok(Arc::new(connector::<DynamoDbLeasesConfig, DynamoDbLeases>("workers.leases", table)?))
+        });
     }
     #[cfg(feature = "reverse")]
     {
@@ -117,6 +124,12 @@ pub fn registry() -> Registry {
         use anabranch_spanner::{Spanner, SpannerSink, SpannerSinkConfig, SpannerSourceConfig};
         source::<SpannerSourceConfig, Spanner>(&mut registry, "spanner");
         sink_and_stores::<SpannerSinkConfig, SpannerSink>(&mut registry, "spanner");
+    }
+    #[cfg(feature = "yugabyte")]
+    {
+        use anabranch_yugabyte::{Yugabyte, YugabyteSink, YugabyteSinkConfig, YugabyteSourceConfig};
+        source::<YugabyteSourceConfig, Yugabyte>(&mut registry, "yugabyte");
+        sink_and_stores::<YugabyteSinkConfig, YugabyteSink>(&mut registry, "yugabyte");
     }
     registry
 }

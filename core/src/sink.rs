@@ -128,7 +128,9 @@ pub trait SinkWriter: Send {
 pub struct Written {
     /// Whether it survives a crash of the target from here on.
     pub durability: Durability,
-    /// Changes that the target refused while it took the others: only of sinks without transactions.
+    /// Changes that the target refused while it took the others: only of sinks without transactions that
+    /// do not store progress. Letters are put after this was returned: a sink whose progress has passed
+    /// them by then would lose them in a crash. It refuses the unit instead.
     pub rejected: Vec<RejectedChange>,
     /// Changes of rows that did nothing, because the target's row was as new or newer.
     pub stale: u64,

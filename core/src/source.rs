@@ -1,7 +1,7 @@
 //! Where changes come from.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -230,6 +230,101 @@ pub struct RetentionLeft {
     pub bytes: Option<u64>,
     /// The time until then, where the source limits time.
     pub seconds: Option<f64>,
+    /// Bytes of log that the source has written after what the pipeline has acknowledged.
+    #[serde(default)]
+    pub unread_bytes: Option<u64>,
+    /// About the seconds until [`RetentionLeft::bytes`] are used up: at the rate at which the source has
+    /// written since the pipeline's safe time. Filled in by the pipeline, where both are known.
+    #[serde(default)]
+    pub estimated_seconds: Option<f64>,
+    /// Why what is needed is gone already: the pipeline can never go on from where it is.
+    #[serde(default)]
+    pub lost: Option<String>,
     /// The source's clock when it was asked.
     pub at: Option<Timestamp>,
+}
+
+/// Less than this behind, in seconds, a rate since the safe time is the rate of a moment.
+const LEAST_LAG: f64 = 2.0;
+
+impl RetentionLeft {
+    /// With the estimate of [`RetentionLeft::estimated_seconds`], of a pipeline with this safe time.
+    #[must_use]
+    pub fn counted_down(mut self, safe_time: Option<Timestamp>) -> Self {
+        let lag = self.at.zip(safe_time).map(|(at, safe)| at.micros_since(safe) as f64 / 1e6);
+        let rate =
+            self.unread_bytes.zip(lag).filter(|(_, lag)| *lag >= LEAST_LAG).map(|(bytes, lag)| bytes as f64 / lag);
+        self.estimated_seconds = rate.filter(|rate| *rate > 0.0).zip(self.bytes).map(|(rate, left)| left as f64 / rate);
+        self
+    }
+}
+
+impl fmt::Display for RetentionLeft {
+    /// `48.2 MB held, 16.0 MB more until what is needed is dropped: in about 3 h 12 min`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(lost) = &self.lost {
+            return write!(f, "LOST: {lost}");
+        }
+        let mut parts = Vec::new();
+        if let Some(held) = self.held_bytes {
+            parts.push(format!("{} held", megabytes(held)));
+        }
+        match (self.bytes, self.estimated_seconds) {
+            (Some(left), Some(seconds)) => parts.push(format!(
+                "{} more until what is needed is dropped: in about {} at the rate of late",
+                megabytes(left),
+                spell(seconds)
+            )),
+            (Some(left), None) => parts.push(format!("{} more until what is needed is dropped", megabytes(left))),
+            (None, _) => {}
+        }
+        if let Some(seconds) = self.seconds {
+            parts.push(format!("what is needed is dropped in {}", spell(seconds)));
+        } else if self.bytes.is_none() {
+            parts.push("no limit".to_owned());
+        }
+        f.write_str(&parts.join(", "))
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+fn spell(seconds: f64) -> String {
+    let minutes = (seconds / 60.0) as u64;
+    match seconds {
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7200.0 => format!("{minutes} min"),
+        ..172_800.0 => format!("{} h {} min", minutes / 60, minutes % 60),
+        _ => format!("{} days", minutes / 1440),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_counted_down_at_the_rate_since_the_safe_time() {
+        let at = |seconds: i64| Some(Timestamp::from_micros(seconds * 1_000_000));
+        let left = RetentionLeft {
+            held_bytes: Some(48_200_000),
+            bytes: Some(16_000_000),
+            unread_bytes: Some(10_000_000),
+            at: at(110),
+            ..RetentionLeft::default()
+        };
+        let told = left.clone().counted_down(at(10));
+        assert_eq!(told.estimated_seconds, Some(160.0));
+        let text = "48.2 MB held, 16.0 MB more until what is needed is dropped: in about 2 min at the rate of late";
+        assert_eq!(told.to_string(), text);
+        assert_eq!(left.clone().counted_down(at(109)).estimated_seconds, None, "of a moment");
+        assert_eq!(left.clone().counted_down(None).estimated_seconds, None);
+        let lost = RetentionLeft { lost: Some("it was too slow".to_owned()), ..left };
+        assert_eq!(lost.to_string(), "LOST: it was too slow");
+        assert_eq!(RetentionLeft::default().to_string(), "no limit");
+        let timed = RetentionLeft { seconds: Some(11_520.0), ..RetentionLeft::default() };
+        assert_eq!(timed.to_string(), "what is needed is dropped in 3 h 12 min");
+    }
 }

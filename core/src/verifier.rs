@@ -14,7 +14,8 @@ pub const MAX_KEYS: usize = 500;
 /// Called by `verify`, from one task a side; it may run beside a pipeline.
 #[async_trait]
 pub trait Verifier: Send + Sync {
-    /// The rows of `table`, all under one point in time: one that is no earlier than the call.
+    /// The rows of `table`, all under one point in time: one that is no earlier than the call. A database
+    /// that cannot do that (DynamoDB) gives each row as it was at some time of its own, after the call.
     ///
     /// `table` names the columns to read, and the types in which the *source* has them: a sink that
     /// stores a value in another form gives it in the source's canonical text again

@@ -1,12 +1,15 @@
 //! The runtime against the databases in memory: copy, stream, drain, stop, go on, fence.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_core::memory::{MemorySink, MemorySource};
+use anabranch_core::pipeline::{OnRejected, PipelineBuilder};
 use anabranch_core::{
-    ByWindow, Column, DataType, ErrorKind, Pipeline, RunningPipeline, TableName, TableSchema, Value,
-    pipeline::PipelineBuilder,
+    ByKey, ByTransaction, ByWindow, Column, DataType, ErrorKind, Order, Pipeline, RunningPipeline, TableName,
+    TableSchema, Value,
 };
+use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
 
 fn accounts() -> TableSchema {
     TableSchema {
@@ -150,4 +153,31 @@ async fn safe_time_moves_on_an_idle_source_after_a_restart() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     running.stop().await.unwrap();
+}
+
+/// A letter is put, and the run ends before its lane has stored that it passed the change. The source
+/// gives the change again, and the letter must not be applied beside it.
+#[tokio::test(start_paused = true)]
+async fn a_letter_whose_change_comes_again_is_not_applied_too() {
+    let orders: [fn() -> Order; 2] = [|| ByTransaction::new().into(), || ByKey::new(1).into()];
+    for order in orders {
+        let (source, sink, schedule) = (MemorySource::new("db").table(accounts()), MemorySink::new(), Schedule::new());
+        let faulty = FaultySink::new(Arc::new(sink.clone()), schedule.clone());
+        let builder = Pipeline::builder("test").source(source.clone()).sink(faulty).create_tables(true);
+        let builder = builder.order(order()).on_rejected(OnRejected::DeadLetter);
+        let mut running = start(builder).await;
+        insert(&source, 0..2);
+        drained(&mut running).await;
+        let write = schedule.calls(Call::Write);
+        // The change, then the progress that passes it.
+        let refused = schedule.clone().at(Call::Write, write + 1, Fault::Fail(ErrorKind::Rejected));
+        let _ = refused.at(Call::Write, write + 2, Fault::Fail(ErrorKind::Transient));
+        insert(&source, 2..3);
+        drained(&mut running).await;
+        insert(&source, 3..4);
+        drained(&mut running).await;
+        assert_equal(&source, &sink);
+        assert_eq!((running.status().dead_letters_open, running.status().failures > 0), (0, true));
+        running.stop().await.unwrap();
+    }
 }

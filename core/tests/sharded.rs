@@ -8,15 +8,19 @@ use std::time::Duration;
 use anabranch_core::checkpointer::MemoryCheckpointer;
 use anabranch_core::dead_letter::MemoryDeadLetters;
 use anabranch_core::memory::{MemorySink, MemorySource};
-use anabranch_core::pipeline::{OnRejected, RunMode, ShardPhase};
+use anabranch_core::pipeline::{Drained, OnRejected, RunMode, RunningPipeline, ShardPhase, SnapshotMode};
 use anabranch_core::transform::Shard;
 use anabranch_core::{
-    ByKey, ByTransaction, ByWindow, Column, DataType, DeadLetterStore, ErrorKind, LetterClass, LetterState, Order,
-    Pipeline, PipelineBuilder, Sharded, Sink, TableName, TableSchema, Value,
+    ByKey, ByTransaction, ByWindow, Checkpointer, Column, DataType, DeadLetterStore, Error, ErrorKind, LetterClass,
+    LetterState, Order, Pipeline, PipelineBuilder, Sharded, Sink, TableName, TableSchema, Value, ValueRef,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
+use anabranch_testkit::shards::{ShardWriter, Shards, items};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
+
+/// How long anything may take that should happen soon.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 const NAMES: [&str; 3] = ["north", "south", "west"];
 
@@ -134,6 +138,20 @@ fn seeds() -> Vec<u64> {
     }
 }
 
+/// Drains it, though shards were halted until now.
+async fn drained_when_healed(running: &mut RunningPipeline) -> Drained {
+    // A halted shard is left alone for a minute at most.
+    let mut drained = running.drain(Some(Duration::from_secs(600))).await.unwrap();
+    for _ in 0..60 {
+        if drained.drained {
+            break;
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        drained = running.drain(Some(Duration::from_secs(600))).await.unwrap();
+    }
+    drained
+}
+
 /// Every failure that a database and a network can make of a call, to any shard, at any time; with the
 /// strict sink a change that comes twice, or not at all, is refused.
 async fn survives(seed: u64, order: impl Into<Order>, batch: usize) {
@@ -161,15 +179,7 @@ async fn survives(seed: u64, order: impl Into<Order>, batch: usize) {
     for schedule in &target.schedules {
         schedule.heal();
     }
-    // A halted shard is left alone for a minute at most.
-    let mut drained = running.drain(Some(Duration::from_secs(600))).await.unwrap();
-    for _ in 0..60 {
-        if drained.drained {
-            break;
-        }
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        drained = running.drain(Some(Duration::from_secs(600))).await.unwrap();
-    }
+    let drained = drained_when_healed(&mut running).await;
     let status = running.status();
     assert!(drained.drained, "{drained:?} {status:?}");
     target.compare(&source);
@@ -327,4 +337,77 @@ async fn the_run_modes_try_severe_or_all_letters_and_end() {
     replaying.wait().await.unwrap();
     assert_eq!(replaying.status().dead_letters_open, 0);
     target.compare(&source);
+}
+
+/// Partitions end, and are forgotten, while a shard does not answer: what of them was parked for it
+/// does not come again from the source, and is applied from its letters.
+#[tokio::test(start_paused = true)]
+async fn what_was_parked_of_partitions_that_ended_meanwhile_is_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = ShardWriter::create(folder.path(), 4).unwrap();
+    let target = Target::new();
+    let by_id = Shard::by(|change| {
+        let row = change.identity_row().ok_or_else(|| Error::rejected("a change without a row"))?;
+        let ValueRef::Int(id) = row.get(0) else { return Ok(None) };
+        Ok(Some(NAMES[(id % 3) as usize].to_owned()))
+    });
+    let pipeline = Pipeline::builder("shards")
+        .source(Shards::new(folder.path()))
+        .sink(target.sharded())
+        .order(ByKey::new(2))
+        .transform(by_id)
+        .checkpointer(target.checkpoints.clone())
+        .dead_letters(Arc::new(target.letters.clone()))
+        .snapshot(SnapshotMode::Never)
+        .create_tables(true)
+        .on_rejected(OnRejected::HaltShard)
+        .build()
+        .unwrap();
+    let write_all = |writer: &mut ShardWriter, names: &[String]| {
+        for (n, name) in names.iter().enumerate() {
+            for id in 0..12 {
+                writer.write(name, n as i64 * 12 + id, id == 5).unwrap();
+            }
+        }
+    };
+    let mut names = writer.open_partitions();
+    write_all(&mut writer, &names);
+    let mut running = pipeline.start().await.unwrap();
+    assert!(running.drain(Some(DEADLINE)).await.unwrap().drained);
+
+    fails(&target.schedules[0], &[Call::Open, Call::Write, Call::TakeOver], ErrorKind::Transient);
+    for round in 0..3 {
+        write_all(&mut writer, &names);
+        let children: Vec<String> = (0..names.len()).map(|n| format!("r{round}n{n}")).collect();
+        for (parent, child) in names.iter().zip(&children) {
+            writer.close(&[parent], &[child]).unwrap();
+        }
+        names = children;
+    }
+    write_all(&mut writer, &names);
+    let halted = running.drain(Some(DEADLINE)).await.unwrap();
+    assert!(halted.marker_reached && halted.dead_letters_open > 0, "{halted:?}");
+    let known = || async {
+        let (_, checkpoint) = target.checkpoints.load("shards").await.unwrap().unwrap();
+        checkpoint.partitions.into_keys().map(|id| id.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    let until = tokio::time::Instant::now() + DEADLINE;
+    // The first ones stay known, for the source lists them at every start.
+    while known().await.iter().any(|name| name.starts_with("r0") || name.starts_with("r1")) {
+        assert!(tokio::time::Instant::now() < until, "ended partitions are still known: {:?}", known().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    target.schedules[0].heal();
+    let drained = drained_when_healed(&mut running).await;
+    assert!(drained.drained, "{drained:?} {:?}", running.status());
+    let rows = target.sinks.iter().flat_map(|sink| sink.rows(&items().name));
+    let found: BTreeMap<i64, u64> = rows
+        .map(|row| match row[..] {
+            [Value::Int(id), Value::Int(number), ..] => (id, number as u64),
+            _ => panic!("{row:?}"),
+        })
+        .collect();
+    assert_eq!(found, *writer.rows());
+    running.stop().await.unwrap();
 }

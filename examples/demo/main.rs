@@ -71,7 +71,7 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
         ),
     );
     let writer = Writer::start(&shop);
-    let mut pipeline = Pipeline::new(program, &shop.url(), target)?;
+    let mut pipeline = Pipeline::new(program, &config(&shop.url(), target))?;
 
     let started = Instant::now();
     pipeline.start()?;
@@ -92,6 +92,18 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
     let equal = compare::tables(&shop, target)?;
     shop.close()?;
     Ok(equal)
+}
+
+/// From the database at `source` to the target.
+fn config(source: &str, target: &dyn Target) -> String {
+    let slot = format!("shop_to_{}", target.name().to_lowercase());
+    let (sink, lossy) = (target.sink(), target.lossy());
+    format!(
+        "[pipeline]\nname = \"{slot}\"\norder = \"transaction\"\n\n\
+         [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"shop\"\nslot = \"{slot}\"\n\
+         snapshot = \"initial\"\n\n[sink]\n{sink}create_tables = true\n\n\
+         [mapping]\nlossy = {lossy:?}\n"
+    )
 }
 
 /// Kills the pipeline as soon as some rows are there, and waits for the others after its restart.

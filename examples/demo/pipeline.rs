@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::Done;
-use crate::target::Target;
 
 /// `$ANABRANCH_BIN`, or what cargo built beside this program.
 pub(crate) fn program() -> Option<PathBuf> {
@@ -25,19 +24,16 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// From the database at `source` to the target.
-    pub(crate) fn new(program: &Path, source: &str, target: &dyn Target) -> Done<Self> {
-        let folder = tempfile::tempdir()?;
-        let slot = format!("shop_to_{}", target.name().to_lowercase());
-        let (sink, lossy) = (target.sink(), target.lossy());
-        let config = format!(
-            "[pipeline]\nname = \"{slot}\"\norder = \"transaction\"\n\n\
-             [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"shop\"\nslot = \"{slot}\"\n\
-             snapshot = \"initial\"\n\n[sink]\n{sink}create_tables = true\n\n\
-             [mapping]\nlossy = {lossy:?}\n"
-        );
-        fs::write(folder.path().join("pipeline.toml"), config)?;
-        Ok(Self { program: program.to_owned(), folder, child: None })
+    /// With this configuration, in a folder of its own.
+    pub(crate) fn new(program: &Path, config: &str) -> Done<Self> {
+        let this = Self { program: program.to_owned(), folder: tempfile::tempdir()?, child: None };
+        this.file("pipeline.toml", config)?;
+        Ok(this)
+    }
+
+    /// Puts a file beside the configuration.
+    pub(crate) fn file(&self, name: &str, text: &str) -> Done {
+        Ok(fs::write(self.folder.path().join(name), text)?)
     }
 
     /// Starts it.

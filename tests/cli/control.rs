@@ -124,6 +124,14 @@ fn a_drain_with_a_dead_letter_is_not_true() -> Tested {
     command
         .call(&["drain", "--timeout", "60"])?
         .expect(OPERATOR, &["drained       false", "dead letters  1 open", "error: 1 dead letters are open"]);
+    // Nor is it while nobody runs the pipeline, and a drain waits.
+    running.signal("KILL")?;
+    drop(running);
+    let said = command.call(&["drain", "--timeout", "3", "--json"])?;
+    assert!(said.code != Some(DONE) && said.stdout.contains("\"drained\": false"), "{said:?}");
+    assert!(said.stdout.contains("\"dead_letters_open\": 1"), "{said:?}");
+    let mut running = command.spawn(&["run"])?;
+    running.says(" streaming | ")?;
     shop.on_target("ALTER TABLE orders DROP CONSTRAINT cheap")?;
     until("the letter is applied", || Ok(command.call(&["drain", "--timeout", "60"])?.code == Some(DONE)))?;
     shop.assert_same()?;

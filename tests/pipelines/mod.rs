@@ -7,8 +7,10 @@ mod broken;
 mod checker;
 mod config;
 mod crash;
+mod fan_out;
 mod faults;
 mod runner;
+mod safe_time;
 mod source;
 mod targets;
 mod two_jobs;
@@ -16,3 +18,5 @@ mod types;
 mod verify;
 mod watcher;
 mod writers;
+#[cfg(feature = "yugabyte")]
+mod yugabyte;

@@ -111,13 +111,20 @@ const SPOILT: [(&str, &str); 10] = [
 
 /// The statement in the words of a side.
 fn of(side: &Side, sql: &str) -> String {
-    let other_bytes = "00".repeat(32);
+    // One byte of 32.
     let (bytes, hour, amount, no) = match side {
-        Side::Postgres(_) => (format!("'\\x{other_bytes}'::bytea"), "at - interval '1 hour'", "13.001", "false"),
-        Side::MySql(_) => (format!("X'{other_bytes}'"), "at - interval 1 hour", "13.001", "0"),
-        Side::Sqlite(_) => (format!("X'{other_bytes}'"), "'2025-12-31 23:01:45.000105+00'", "'13.001'", "0"),
+        Side::Postgres(_) => {
+            (r"overlay(data placing '\x00' from 8 for 1)", "at - interval '1 hour'", "13.001", "false")
+        }
+        Side::MySql(_) => ("INSERT(data, 8, 1, X'00')", "at - interval 1 hour", "13.001", "0"),
+        Side::Sqlite(_) => (
+            "CAST(substr(data, 1, 7) || X'00' || substr(data, 9) AS BLOB)",
+            "'2025-12-31 23:01:45.000105+00'",
+            "'13.001'",
+            "0",
+        ),
     };
-    sql.replace("data_other", &bytes).replace("HOUR_EARLIER", hour).replace("AMOUNT", amount).replace("FALSE_VALUE", no)
+    sql.replace("data_other", bytes).replace("HOUR_EARLIER", hour).replace("AMOUNT", amount).replace("FALSE_VALUE", no)
 }
 
 async fn drained(running: &mut RunningPipeline) -> Tested {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_core::{Error, ErrorKind, Result};
+use aws_sdk_dynamodb::operation::batch_get_item::BatchGetItemError;
 use aws_sdk_dynamodb::operation::batch_write_item::BatchWriteItemError;
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::get_item::GetItemError;
@@ -28,9 +29,10 @@ use crate::types::Item;
 /// the operator that the table is too small; the runtime begins again after it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often a call is made that is not answered, or answered with an error of the server. A server
-/// that is down is the runtime's to wait for.
-const TRIES: u32 = 6;
+/// How often a call is made that is not answered, or answered with an error of the server: about three
+/// seconds of waits. Every write can be made again: it is conditional on a version or a counter, has a
+/// token, or says the same whenever it is made. A server that is down is the runtime's to wait for.
+const TRIES: u32 = 8;
 
 /// Why a call did not do what it was to do, other than for want of patience.
 #[derive(Debug)]
@@ -105,6 +107,7 @@ conditional!(PutItemError, "dynamodb:PutItem");
 conditional!(UpdateItemError, "dynamodb:UpdateItem");
 conditional!(DeleteItemError, "dynamodb:DeleteItem");
 reading!(GetItemError, "dynamodb:GetItem");
+reading!(BatchGetItemError, "dynamodb:BatchGetItem");
 reading!(QueryError, "dynamodb:Query");
 reading!(ScanError, "dynamodb:Scan");
 

@@ -1,5 +1,6 @@
 //! The keys of `[source] type = "dynamodb"`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anabranch_core::{Column, DataType, Error, Result, Secret};
@@ -147,6 +148,13 @@ pub struct DynamoDbSourceConfig {
     /// Read capacity units a second that the scan of a table may consume. Default: no limit.
     #[serde(default)]
     pub scan_capacity: Option<f64>,
+    /// A folder on a local disk, of this pipeline alone: there what the streams give is kept while tables
+    /// are copied, so that a copy may take longer than 24 hours. Default: none.
+    #[serde(default)]
+    pub spool: Option<PathBuf>,
+    /// How large the spool may become, in GB. Default: 50.
+    #[serde(default)]
+    pub spool_max_gb: Option<f64>,
 }
 
 fn yes() -> bool {
@@ -216,6 +224,17 @@ impl TryFrom<DynamoDbSourceConfig> for DynamoDb {
         }
         if let Some(capacity) = config.scan_capacity {
             source = source.scan_capacity(capacity);
+        }
+        if let Some(folder) = config.spool {
+            source = source.spool(folder);
+        } else if config.spool_max_gb.is_some() {
+            return Err(Error::config("source.spool_max_gb", "is of no use without spool").hint("name a folder"));
+        }
+        if let Some(gb) = config.spool_max_gb {
+            if !gb.is_finite() || gb <= 0.0 {
+                return Err(Error::config("source.spool_max_gb", "must be above 0"));
+            }
+            source = source.spool_max_bytes((gb * f64::from(1 << 30)) as u64);
         }
         source.check_settings()?;
         Ok(source)

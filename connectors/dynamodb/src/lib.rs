@@ -20,6 +20,7 @@ mod sink;
 mod source;
 mod store;
 pub mod types;
+mod verifier;
 
 pub use checkpointer::DynamoDbCheckpointer;
 pub use client::{Access, ServerClock};

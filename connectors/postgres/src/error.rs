@@ -23,8 +23,12 @@ impl ServerError {
         if let Some(detail) = &self.detail {
             let _ = write!(text, "; {detail}");
         }
-        let error = Error::new(kind_of(&self.code), text);
-        match self.hint {
+        let (kind, known) = match yugabyte(&self.code, &self.message) {
+            Some((kind, hint)) => (kind, hint),
+            None => (kind_of(&self.code), None),
+        };
+        let error = Error::new(kind, text);
+        match known.map(str::to_owned).or(self.hint) {
             Some(hint) => error.hint(hint),
             None => error,
         }
@@ -49,6 +53,54 @@ pub(crate) fn kind_of(code: &str) -> ErrorKind {
         },
     }
 }
+
+/// What YugabyteDB's own errors ask for. Its storage layer's come as internal errors, or under a code that
+/// says less than the text, which no PostgreSQL writes (yugabyte-db: `status.cc`, `pg_yb_utils.c`,
+/// `transaction.cc`, `cdc_service.cc`).
+fn yugabyte(code: &str, message: &str) -> Option<(ErrorKind, Option<&'static str>)> {
+    const AGAIN: [&str; 16] = [
+        "catalog version mismatch",
+        "catalog snapshot used for this transaction has been invalidated",
+        "schema version mismatch",
+        "restart read required",
+        "expired or aborted by a conflict",
+        "conflicts with higher priority transaction",
+        "unknown transaction, could be recently aborted",
+        "transaction was recently aborted",
+        "not the leader",
+        "leader not ready",
+        "leader does not have a valid lease",
+        "leader is not available",
+        "service is shutting down",
+        "timed out: ",
+        "network error",
+        "try again",
+    ];
+    const GONE: [&str; 6] = [
+        "already gced intents",
+        "has expired",
+        "is expired",
+        "checkpoint_too_old",
+        "checkpoint too old",
+        "has been garbage collected",
+    ];
+    if !matches!(code, "XX000" | "40001" | "57P01" | "58000" | "0A000" | "25P02" | "72000") {
+        return None;
+    }
+    let text = message.to_ascii_lowercase();
+    let has = |texts: &[&str]| texts.iter().any(|t| text.contains(t));
+    if code != "40001" && has(&GONE) && (text.contains("stream") || text.contains("cdcsdk") || text.contains("slot")) {
+        return Some((ErrorKind::Fatal, Some(LAPSED)));
+    }
+    // Plain PostgreSQL has these two in its own refusals, which stay what they are.
+    (code != "0A000" && code != "25P02" && has(&AGAIN)).then_some((ErrorKind::Transient, None))
+}
+
+/// What to do when YugabyteDB has dropped what a slot still needed.
+pub(crate) const LAPSED: &str = "the slot was not read for longer than cdc_intent_retention_ms and \
+    cdc_wal_retention_time_secs (8 hours unless set), or too slowly, and the server has dropped changes that were not \
+    applied yet: they are lost to this slot. Drop it with pg_drop_replication_slot, start the pipeline anew with a fresh \
+    checkpoint and a fresh copy, or compare and repair with `anabranch verify --repair`; raise both limits (24 hours at most) first";
 
 /// Converts an error of the driver; `what` says what was being done. The server's message and detail
 /// are kept, and no statement's parameters.
@@ -141,6 +193,30 @@ mod tests {
             ("", ErrorKind::Fatal),
         ] {
             assert_eq!(kind_of(code), kind, "{code}");
+        }
+    }
+
+    #[test]
+    fn errors_of_yugabytedb_are_told_by_their_texts() {
+        for (code, message, kind) in [
+            ("40001", "Restart read required at: { read: 1 }", ErrorKind::Transient),
+            ("XX000", "Query error: Restart read required at: { read: 1 }", ErrorKind::Transient),
+            (
+                "XX000",
+                "Catalog Version Mismatch: A DDL occurred while processing this query. Try again.",
+                ErrorKind::Transient,
+            ),
+            ("XX000", "schema version mismatch for table 1: expected 3, got 2", ErrorKind::Transient),
+            ("XX000", "Illegal state: Not the leader", ErrorKind::Transient),
+            ("40001", "Operation expired: Transaction a expired or aborted by a conflict", ErrorKind::Transient),
+            ("XX000", "Timed out: Perform RPC to 10.0.0.1:9100 timed out after 60.000s", ErrorKind::Transient),
+            ("XX000", "CDCSDK Trying to fetch already GCed intents for transaction 4ef7", ErrorKind::Fatal),
+            ("XX000", "Stream ID abc is expired for Tablet ID def", ErrorKind::Fatal),
+            ("XX000", "cache lookup failed for type 7", ErrorKind::Fatal),
+            ("22003", "try again", ErrorKind::Rejected),
+        ] {
+            let error = ServerError { code: code.to_owned(), message: message.to_owned(), ..ServerError::default() };
+            assert_eq!(error.into_error("x").kind(), kind, "{message}");
         }
     }
 

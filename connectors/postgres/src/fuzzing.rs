@@ -8,7 +8,7 @@ use anabranch_core::PartitionId;
 use crate::config::SchemaChange;
 use crate::decode::frame::Frame;
 use crate::decode::{DecodeError, copy_text, message};
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Ranking};
 use crate::reader::assemble::{Assembler, Start, Step};
 use crate::reader::relation::{Relations, Resolved};
 use crate::wire::inbox::Inbox;
@@ -41,7 +41,7 @@ pub fn connection(bytes: &[u8]) {
 /// change, rows that do not fit them.
 pub fn stream(bytes: &[u8]) {
     let relations = Relations::new([], HashMap::new(), SchemaChange::Ignore);
-    let start = Start { position: Lsn(0).as_position(), drop_origins: false };
+    let start = Start { position: Lsn(0).as_position(), drop_origins: false, ranking: Ranking::Log };
     let Ok(mut assembler) = Assembler::new(PartitionId::new("fuzz"), relations, start) else { return };
     let mut rest = bytes;
     while let Some((length, after)) = rest.split_first_chunk::<2>() {

@@ -8,6 +8,7 @@
 //! decode/      bytes to messages, without a socket
 //! wire/        the replication connection
 //! sink/        PostgresSink: net effects in bulk, progress in the same transaction
+//! layer.rs     what connectors/yugabyte builds on     dialect.rs  what a server may lack
 //! store.rs     what the sink, the checkpointer and the dead letters keep in the target
 //! ```
 
@@ -17,9 +18,12 @@ mod config;
 mod connect;
 mod dead_letters;
 mod decode;
+mod dialect;
 mod error;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+#[doc(hidden)]
+pub mod layer;
 mod lsn;
 mod reader;
 mod session;

@@ -13,7 +13,7 @@ use crate::catalog::{self, CatalogTable};
 use crate::config::{OriginFilter, SchemaChange};
 use crate::connect::Endpoint;
 use crate::error::classify;
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Ranking};
 use crate::reader::Reader;
 use crate::reader::assemble::{Assembler, Start};
 use crate::reader::relation::Relations;
@@ -218,7 +218,7 @@ impl Postgres {
         let client = self.session()?.client().await?;
         let slot = slot::read(&client, &self.slot).await?;
         let Some(slot) = slot else { return Err(slot::missing(&self.slot, from)) };
-        slot.check(self.session()?.endpoint().database())?;
+        slot.check(self.session()?.endpoint().database(), from)?;
         slot.check_reaches(from)?;
         Ok(slot)
     }
@@ -275,13 +275,13 @@ impl Source for Postgres {
         let version = self.version().await?;
         let relations = Relations::new(known, copied, self.on_schema_change);
         let command = self.start_replication(Lsn::of_token(&start)?, version);
-        let start = Start { position: start, drop_origins: self.origin == OriginFilter::None };
+        let start = Start { position: start, drop_origins: self.origin == OriginFilter::None, ranking: Ranking::Log };
         let assembler = Assembler::new(self.partition(), relations, start)?;
 
         let session = self.session()?.clone();
         let mut connection = Connection::open(session.endpoint(), "anabranch stream").await?;
         connection.start_replication(&command, &format!("cannot read the slot {}", self.slot)).await?;
-        Ok(Box::new(Reader::new(connection, assembler, session, self.publication.clone())))
+        Ok(Box::new(Reader::new(connection, assembler, session, self.publication.clone(), None)))
     }
 
     fn snapshotter(&self) -> Option<&dyn Snapshotter> {

@@ -1,12 +1,12 @@
 //! Quoting, for statements whose names cannot be parameters.
 
 /// An identifier, quoted exactly: case, spaces and quotes are kept.
-pub(crate) fn ident(name: &str) -> String {
+pub fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A string constant that means the same whatever `standard_conforming_strings` is.
-pub(crate) fn literal(text: &str) -> String {
+pub fn literal(text: &str) -> String {
     if text.contains('\\') {
         format!(" E'{}'", text.replace('\\', r"\\").replace('\'', "''"))
     } else {
@@ -15,7 +15,7 @@ pub(crate) fn literal(text: &str) -> String {
 }
 
 /// A table's name, quoted.
-pub(crate) fn table(name: &anabranch_core::TableName) -> String {
+pub fn table(name: &anabranch_core::TableName) -> String {
     if name.schema.is_empty() { ident(&name.name) } else { format!("{}.{}", ident(&name.schema), ident(&name.name)) }
 }
 

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::connect::Endpoint;
+use crate::dialect::Dialect;
 use crate::error::classify;
 use crate::sql::ident;
 
@@ -17,6 +18,7 @@ pub(crate) struct Store {
     key: &'static str,
     url: Secret,
     schema: String,
+    dialect: Dialect,
     client: Mutex<Option<Arc<Client>>>,
 }
 
@@ -44,7 +46,18 @@ const TABLES: [(&str, &str); 4] = [
 
 impl Store {
     pub(crate) fn new(key: &'static str, url: Secret, schema: String) -> Self {
-        Self { key, url, schema, client: Mutex::new(None) }
+        Self { key, url, schema, dialect: Dialect::POSTGRES, client: Mutex::new(None) }
+    }
+
+    /// The same for another dialect.
+    pub(crate) fn dialect(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
+    }
+
+    /// What the server may lack.
+    pub(crate) fn lacks(&self) -> &Dialect {
+        &self.dialect
     }
 
     /// Where the database is.
@@ -120,10 +133,10 @@ impl Store {
         if self.exists(client).await? {
             return Ok(());
         }
-        let mut statements = String::from(
-            // Two pipelines that start at the same time would both find nothing and both create.
-            "BEGIN; SELECT pg_advisory_xact_lock(hashtext('anabranch'));",
-        );
+        // Two pipelines that start at the same time would both find nothing and both create.
+        let lock =
+            if self.dialect.advisory_locks { "SELECT pg_advisory_xact_lock(hashtext('anabranch'));" } else { "" };
+        let mut statements = format!("BEGIN;{lock}");
         let row = client
             .query_one(
                 "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1), current_user::text",
@@ -135,9 +148,8 @@ impl Store {
             statements.push_str(&format!("CREATE SCHEMA IF NOT EXISTS {};", ident(&self.schema)));
         }
         for (name, columns) in TABLES {
-            // Every commit updates a row or two here: room in the page keeps the updates in place.
-            let table = self.table(name);
-            statements.push_str(&format!("CREATE TABLE IF NOT EXISTS {table} ({columns}) WITH (fillfactor = 50);"));
+            let (table, storage) = (self.table(name), self.dialect.storage);
+            statements.push_str(&format!("CREATE TABLE IF NOT EXISTS {table} ({columns}){storage};"));
         }
         statements.push_str("COMMIT");
         match client.batch_execute(&statements).await {

@@ -92,7 +92,7 @@ impl RowReader for Rows {
 }
 
 /// The rows with one of these keys, whose columns have the types that `native` tells.
-fn condition(table: &TableSchema, keys: &[Vec<Value>], native: impl Fn(&str) -> String) -> String {
+pub(crate) fn condition(table: &TableSchema, keys: &[Vec<Value>], native: impl Fn(&str) -> String) -> String {
     if keys.is_empty() {
         return "false".to_owned();
     }

@@ -217,11 +217,18 @@ async fn an_invalidated_slot_is_fatal() {
             .unwrap();
         }
         assert_eq!(text(&sql, "SELECT wal_status FROM pg_replication_slots").await, "lost");
+        let left = source(&server).retention().unwrap().left().await.unwrap();
+        assert!(left.bytes == Some(0) && left.to_string().starts_with("LOST: the slot slot: it held back"), "{left:?}");
         refused(
             &source(&server),
             None,
             ErrorKind::Fatal,
-            &["invalidated", "max_slot_wal_keep_size", "SELECT pg_drop_replication_slot('slot');"],
+            &[
+                "invalidated",
+                "max_slot_wal_keep_size",
+                "SELECT pg_drop_replication_slot('slot');",
+                "verify FILE --repair",
+            ],
         )
         .await;
     }

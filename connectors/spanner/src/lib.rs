@@ -12,6 +12,7 @@ mod sink;
 mod snapshot;
 mod source;
 mod types;
+mod verifier;
 
 pub use checkpointer::SpannerCheckpointer;
 pub use config::SpannerSourceConfig;

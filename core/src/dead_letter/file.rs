@@ -254,6 +254,7 @@ mod tests {
             attempts: 1,
             last_attempt: None,
             parked: None,
+            lane: None,
         }
     }
 

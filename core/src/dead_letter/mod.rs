@@ -75,6 +75,20 @@ pub struct DeadLetter {
     /// Set while it is not known whether its shard, which does not answer, has committed it already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parked: Option<Parked>,
+    /// The lane that put it before its progress passed the change. Once it has, the letter alone has
+    /// the change; until then the source gives it again after a crash, and the letter must not be applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane: Option<LetterLane>,
+}
+
+/// The lane that put a letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LetterLane {
+    /// The shard of the lane, where each is a database of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
+    /// The lane, among those of its shard.
+    pub lane: u32,
 }
 
 /// The lane that would have applied a letter, of a shard that could not be asked.
@@ -116,6 +130,7 @@ impl DeadLetter {
             attempts: 0,
             last_attempt: None,
             parked: None,
+            lane: None,
         }
     }
 }

@@ -24,8 +24,8 @@ use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
 
-/// How often the source is asked how long it keeps what is needed.
-const ASK_RETENTION: Duration = Duration::from_secs(10);
+/// How often the source is asked how long it keeps what is needed: one small query.
+const ASK_RETENTION: Duration = Duration::from_secs(5);
 
 /// How often a drain looks at the stores.
 const LOOK: Duration = Duration::from_millis(500);
@@ -194,11 +194,11 @@ impl Pipeline {
         let marker = source
             .marker()
             .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?;
-        let Some(stored) = stored::load(&self.spec).await? else { return Err(self.never_ran()) };
-        // Positions of another source, or of another life of it, mean nothing here.
-        if !stored.checkpoint.identity.0.is_empty() {
-            source.check(Some(&stored.checkpoint)).await?;
+        if stored::load(&self.spec).await?.is_none() {
+            return Err(self.never_ran());
         }
+        // Positions of another source, or of another life of it, mean nothing here.
+        stored::load_checked(&self.spec).await?;
         let mut drain = Drain::new(marker.mark().await?, source.info().order);
         let reached = self.reach(&mut drain);
         match deadline {

@@ -45,7 +45,7 @@ pub struct RunningPipeline {
     pub(super) _stop_on_drop: DropGuard,
 }
 
-/// Tells the status of a running pipeline; it does not keep it running.
+/// Tells the status of a running pipeline, and drains it; it does not keep it running.
 #[derive(Debug, Clone)]
 pub struct Monitor {
     spec: Arc<Spec>,
@@ -57,9 +57,7 @@ impl Monitor {
     pub fn status(&self) -> Status {
         self.shared.status(&self.spec.name, self.spec.source.as_ref())
     }
-}
 
-impl Monitor {
     /// Whether the data path lives: neither the source nor the target may be silent for longer than
     /// `bound`. A minute is right for most: idle sources say every few seconds that there is nothing
     /// new, and failures are retried at most a minute apart.
@@ -71,21 +69,12 @@ impl Monitor {
     pub fn name(&self) -> &str {
         &self.spec.name
     }
-}
 
-impl RunningPipeline {
-    /// How far it is, now. Cheap.
-    pub fn status(&self) -> Status {
-        self.shared.status(&self.spec.name, self.spec.source.as_ref())
-    }
-
-    /// Marks the present on the source and waits until everything committed before is durable in
-    /// the target, at most for `deadline` (`None`: without end). With dead letters open the answer
-    /// is `drained: false` as soon as the marker is reached.
+    /// As [`RunningPipeline::drain`], also while that handle waits for the end.
     ///
     /// # Errors
     /// If the source cannot mark its present, or the pipeline ends meanwhile.
-    pub async fn drain(&mut self, deadline: Option<Duration>) -> Result<Drained> {
+    pub async fn drain(&self, deadline: Option<Duration>) -> Result<Drained> {
         let source = self.spec.source.as_ref();
         let name = source.info().name;
         let marker = source
@@ -121,6 +110,23 @@ impl RunningPipeline {
                 _ = phases.changed() => {}
             }
         }
+    }
+}
+
+impl RunningPipeline {
+    /// How far it is, now. Cheap.
+    pub fn status(&self) -> Status {
+        self.shared.status(&self.spec.name, self.spec.source.as_ref())
+    }
+
+    /// Marks the present on the source and waits until everything committed before is durable in
+    /// the target, at most for `deadline` (`None`: without end). With dead letters open the answer
+    /// is `drained: false` as soon as the marker is reached.
+    ///
+    /// # Errors
+    /// If the source cannot mark its present, or the pipeline ends meanwhile.
+    pub async fn drain(&mut self, deadline: Option<Duration>) -> Result<Drained> {
+        self.monitor().drain(deadline).await
     }
 
     /// Waits until it ends by itself: by an error, or because a snapshot was all it had to do.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::Spec;
 use super::stored::{self, Stored};
@@ -81,8 +81,12 @@ pub struct Status {
     pub lag_seconds: Option<f64>,
     /// Bytes of log that the source has written after what was received last.
     pub lag_bytes: Option<u64>,
-    /// Changes received and not yet applied.
+    /// Changes received and not yet applied. Only the process that runs the pipeline knows: 0 elsewhere.
     pub lag_changes: u64,
+    /// Seconds from the safe time of the partition that is furthest behind to that of the one that is
+    /// furthest ahead.
+    #[serde(default)]
+    pub skew_seconds: Option<f64>,
     /// What was applied since the pipeline exists.
     pub counters: Counters,
     /// Dead letters that are open or held.
@@ -113,6 +117,9 @@ pub struct PartitionState {
     pub position: String,
     /// The partition's own safe time.
     pub safe_time: Option<Timestamp>,
+    /// Seconds from that time to this machine's clock.
+    #[serde(default)]
+    pub lag_seconds: Option<f64>,
     /// The worker that has it, where several share the partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -309,6 +316,10 @@ impl Shared {
     }
 
     pub(crate) fn phase(&self, phase: Phase) {
+        if phase == Phase::Streaming {
+            // Nothing is streamed before every table is copied.
+            self.with(|s| s.snapshot.iter_mut().for_each(|snapshot| snapshot.done = true));
+        }
         let before = self.phase.send_replace(phase);
         self.pulse.phase(before, phase);
         self.measure(|m| m.phase(phase));
@@ -489,6 +500,7 @@ impl Shared {
     pub(crate) fn status(&self, pipeline: &str, source: &dyn Source) -> Status {
         let partitions = self.watermark.borrow().states(source);
         let phase = *self.phase.borrow();
+        let skew_seconds = skew_seconds(&partitions);
         self.with(|s| Status {
             pipeline: pipeline.to_owned(),
             phase,
@@ -498,9 +510,10 @@ impl Shared {
             lag_seconds: lag_seconds(s.safe_time),
             lag_bytes: s.lag_bytes,
             lag_changes: s.lag_changes,
+            skew_seconds,
             counters: s.counters,
             dead_letters_open: s.dead_letters_open,
-            retention: s.retention.clone(),
+            retention: s.retention.clone().map(|left| left.counted_down(s.safe_time)),
             snapshot: s.snapshot,
             partitions,
             shards: s.shards.clone(),
@@ -517,6 +530,11 @@ impl Shared {
     }
 }
 
+fn skew_seconds(partitions: &BTreeMap<PartitionId, PartitionState>) -> Option<f64> {
+    let times = || partitions.values().filter_map(|p| p.safe_time);
+    Some(times().max()?.micros_since(times().min()?) as f64 / 1e6)
+}
+
 fn lag_seconds(safe_time: Option<Timestamp>) -> Option<f64> {
     safe_time.map(|t| (Timestamp::now().micros_since(t) as f64 / 1e6).max(0.0))
 }
@@ -529,7 +547,8 @@ impl Watermark {
                 Some(position) => source.describe(position),
                 None => "its start".to_owned(),
             };
-            (id.clone(), PartitionState { position, safe_time: self.safe_times.get(id).copied(), owner })
+            let safe_time = self.safe_times.get(id).copied();
+            (id.clone(), PartitionState { position, safe_time, lag_seconds: lag_seconds(safe_time), owner })
         };
         self.durable.open.iter().map(state).collect()
     }
@@ -545,12 +564,24 @@ impl Watermark {
 /// its process was last seen: `Stopped` only after an orderly end, `Paused` if an operator said so. The
 /// stores do not know whether a process is alive, but when it last was.
 pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
-    let Some(stored) = stored::load(spec).await? else { return Ok(None) };
+    let (loaded, silent) = match stored::load(spec).await {
+        // A target that is down must not hide how far the pipeline is, where the checkpoint lies elsewhere.
+        Err(e) if e.kind() == ErrorKind::Transient => match stored::load_without_target(spec).await {
+            Ok(loaded) => (loaded, Some(e)),
+            Err(_) => return Err(e),
+        },
+        other => (other?, None),
+    };
+    let Some(stored) = loaded else { return Ok(None) };
     let open = match &spec.dead_letters {
-        Some(store) => store.open_count(&spec.name).await?,
+        Some(store) => match store.open_count(&spec.name).await {
+            Err(_) if silent.is_some() => stored.checkpoint.counters.dead_letters,
+            other => other?,
+        },
         None => 0,
     };
     let safe_time = stored.safe_time();
+    let retention = retention(spec).await.map(|left| left.counted_down(safe_time));
     let partitions = Watermark::of(&stored, open).states(spec.source.as_ref());
     let letters = match &spec.dead_letters {
         Some(store) if !stored.shards.is_empty() && open > 0 => open_by_shard(store.as_ref(), &spec.name).await?,
@@ -576,19 +607,28 @@ pub(crate) async fn from_stores(spec: &Spec) -> Result<Option<Status>> {
         epoch: checkpoint.epoch,
         safe_time,
         lag_seconds: lag_seconds(safe_time),
-        lag_bytes: None,
+        lag_bytes: retention.as_ref().and_then(|left| left.unread_bytes),
         lag_changes: 0,
+        skew_seconds: skew_seconds(&partitions),
         counters: checkpoint.counters,
         dead_letters_open: open,
-        retention: None,
+        retention,
         snapshot: Some(SnapshotState::from(&checkpoint.snapshot)),
         partitions,
         shards,
         identity: checkpoint.identity,
-        last_error: None,
-        last_error_kind: None,
+        last_error: silent.as_ref().map(Error::report),
+        last_error_kind: silent.as_ref().map(Error::kind),
         failures: 0,
     }))
+}
+
+/// How long the source may take to say what it keeps: a status is not to wait for one that is down.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What the source keeps, if it can say.
+async fn retention(spec: &Spec) -> Option<RetentionLeft> {
+    timeout(ANSWER, spec.source.retention()?.left()).await.ok()?.ok()
 }
 
 /// Open letters by shard, page by page.

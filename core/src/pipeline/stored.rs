@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Spec;
 use crate::control::drain::Durable;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::leases::{LETTERS, Lease, SETUP};
 use crate::model::{Checkpoint, Counters, PartitionId, PartitionProgress, PartitionStatus, SnapshotPhase, Timestamp};
 use crate::runtime::{TALLY, Tally, merge_progress};
@@ -47,6 +47,37 @@ pub(crate) async fn load(spec: &Spec) -> Result<Option<Stored>> {
         merge_progress(&mut checkpoint, &lanes, count);
     }
     Ok(Some(Stored { checkpoint, owners: BTreeMap::new(), shards }))
+}
+
+/// Reads the stores and checks that the source still is the one that they know, beside a process that may run
+/// the pipeline. `None` if the pipeline never ran.
+///
+/// # Errors
+/// As [`Source::check`](crate::Source::check).
+pub(crate) async fn load_checked(spec: &Spec) -> Result<Option<Stored>> {
+    let mut before: Option<Checkpoint> = None;
+    loop {
+        let stored = load(spec).await?;
+        let known = stored.as_ref().map(|s| &s.checkpoint).filter(|c| !c.identity.0.is_empty());
+        match spec.source.check(known).await {
+            // While it was asked the pipeline may have gone on, and let the source forget what lies before: then
+            // what was read of the stores is out of date, and tells of a gap that is none.
+            Err(e)
+                if e.kind() == ErrorKind::Fatal
+                    && known.map(|c| &c.partitions) != before.map(|c| c.partitions).as_ref() =>
+            {
+                before = known.cloned();
+            }
+            Err(e) => return Err(e),
+            Ok(_) => return Ok(stored),
+        }
+    }
+}
+
+/// As [`load`], while the target does not answer: what the checkpointer knows, which may be older.
+pub(crate) async fn load_without_target(spec: &Spec) -> Result<Option<Stored>> {
+    let loaded = spec.checkpointer.load(&spec.name).await?;
+    Ok(loaded.map(|(_, checkpoint)| Stored { checkpoint, ..Stored::default() }))
 }
 
 /// What the target tells, each shard by itself: one that does not answer hides none of the others.

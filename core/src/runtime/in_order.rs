@@ -38,6 +38,11 @@ impl InOrder {
         Ok(Self { store, pipeline, queues })
     }
 
+    /// The partitions that have letters.
+    pub(super) fn partitions(&self) -> impl Iterator<Item = &PartitionId> {
+        self.queues.iter().map(|q| &q.partition)
+    }
+
     pub(super) async fn next(&mut self) -> Result<Option<DeadLetter>> {
         for queue in &mut self.queues {
             if queue.letters.is_empty() {

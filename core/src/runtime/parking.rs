@@ -11,6 +11,8 @@
 //!                                  low watermark of the checkpoint
 //! ```
 //!
+//! A partition that the checkpoint has no more ended before it: none of its changes come again.
+//!
 //! Then its progress is moved up to the low watermark, and only after that a letter is applied: from
 //! there on no change comes to the shard twice, whenever the process dies.
 
@@ -71,6 +73,9 @@ impl Letters {
         }
         if parked {
             letters.iter_mut().for_each(|l| l.parked = lane.parked());
+            letters = self.not_put_before(letters, lane).await?;
+        } else {
+            letters.iter_mut().for_each(|l| l.lane = Some(lane.of_letter()));
         }
         self.put(&letters).await?;
         self.hold_keys(&severe);
@@ -107,7 +112,7 @@ impl Letters {
                 letter
             })
             .collect();
-        self.put(&letters).await
+        self.put(&self.not_put_before(letters, lane).await?).await
     }
 
     /// Finds out which parked letters of this shard it has committed, and which come again. Gives what
@@ -134,8 +139,13 @@ impl Letters {
                 let lane = parked.lane as usize;
                 let has = committed.get(lane).and_then(|c| c.get(&letter.partition));
                 let has_it = has.is_some_and(|c| *rank <= c.position.rank);
-                let low = low.get(&letter.partition).and_then(|p| p.position.as_ref());
-                let stays = low.is_some_and(|low| *rank <= low.rank) && !has_it;
+                let passed = match low.get(&letter.partition) {
+                    Some(p) => p.position.as_ref().is_some_and(|low| *rank <= low.rank),
+                    // A partition is stored before anything of it is read: this one ended, and is
+                    // never read again. Unless everything that was stored is lost.
+                    None => !low.is_empty(),
+                };
+                let stays = passed && !has_it;
                 let left_out = matches!(letter.class, LetterClass::Skip | LetterClass::Filtered);
                 if left_out && stays {
                     if let Some(tally) = settled.tallies.get_mut(lane) {

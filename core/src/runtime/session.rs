@@ -8,6 +8,7 @@ use super::letters::{Letters, RETRIED};
 use super::reader::Transforms;
 use super::shards::{Reach, lane_name, of_source, tallies};
 use super::tally::{TALLY, Tally};
+use crate::dead_letter::DeadLetter;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::Preflight;
 use crate::model::{BatchBuilder, Checkpoint, Counters, Op, PartitionId, Position, Progress, TableSchema, Transaction};
@@ -112,6 +113,9 @@ impl Session {
         session.letters.finish_interrupted_retries(&stored).await?;
         session.settle_parked(shared).await?;
         if session.letters.open() > 0 {
+            session.letters.close_replayed(|letter| session.stands(letter)).await?;
+        }
+        if session.letters.open() > 0 {
             session.letters.reload().await?;
         }
         Ok(session)
@@ -125,6 +129,31 @@ impl Session {
         });
         sum.snapshot_rows = self.snapshot_rows;
         sum
+    }
+
+    /// Whether the lane that put this letter has passed its change: the source does not give it again.
+    fn stands(&self, letter: &DeadLetter) -> bool {
+        let Some(lane) = &letter.lane else { return true };
+        let shard = match (&lane.shard, self.spec.sink.sharded()) {
+            (None, None) => 0,
+            (Some(name), Some(sharded)) => match sharded.names().iter().position(|n| **n == **name) {
+                Some(at) => at,
+                None => return true,
+            },
+            _ => return true,
+        };
+        if self.halted.contains_key(&shard) {
+            // Not known, and nothing is applied to it now.
+            return true;
+        }
+        let passed = |position: &Position| letter.position.rank <= position.rank;
+        let by_all = match self.keeper.checkpoint.partitions.get(&letter.partition) {
+            Some(p) => p.position.as_ref().is_some_and(passed),
+            None => is_forgotten(&self.keeper.checkpoint, &letter.partition),
+        };
+        let index = shard * self.spec.order.lanes() as usize + lane.lane as usize;
+        let committed = self.committed.get(index).and_then(|c| c.get(&letter.partition));
+        by_all || committed.is_some_and(|c| passed(&c.position))
     }
 
     /// A lane of this run.

@@ -48,8 +48,7 @@ pub(crate) async fn verify(
     if options.repair && options.wait.is_none() {
         return Err(Error::config("repair", "needs a wait: rows on their way would be taken for differences"));
     }
-    let stored = stored(spec).await?;
-    spec.source.check(stored.as_ref().filter(|c| !c.identity.0.is_empty())).await?;
+    let stored = stored::load_checked(spec).await?.map(|stored| stored.checkpoint);
     let tables = transformed(spec.source.tables().await?, transforms)?;
     if let Some(unknown) = options.tables.iter().find(|name| !tables.iter().any(|(source, _)| source.name == **name)) {
         return Err(Error::config("tables", format!("the source does not send a table {unknown}")));
@@ -239,6 +238,8 @@ impl<'a> Comparison<'a> {
     /// confirmed is left to the stream.
     async fn repair(&mut self, session: &Session) -> Result<()> {
         let keys: HashSet<u128> = self.confirmed.keys().copied().collect();
+        // Before the source is read: what is committed later has a later rank.
+        let rank = rank_now(self.spec).await?;
         let source = self.source.seen(&keys, &self.keys).await?;
         let target = self.target.seen(&keys, &self.keys).await?;
         let still = |key: &&u128| {
@@ -247,7 +248,7 @@ impl<'a> Comparison<'a> {
             same(&source, &found.source) && same(&target, &found.target)
         };
         let chosen: HashSet<u128> = keys.iter().filter(still).copied().collect();
-        let Some(unit) = repair_unit(&self.table, chosen.iter().map(|key| &self.confirmed[key]))? else {
+        let Some(unit) = repair_unit(&self.table, rank, chosen.iter().map(|key| &self.confirmed[key]))? else {
             return Ok(());
         };
         let mut writer = self.spec.sink.open(session.lane(0, LanePurpose::Stream)).await?;
@@ -257,8 +258,15 @@ impl<'a> Comparison<'a> {
         }
         writer.flush().await?;
         writer.close().await?;
-        tracing::warn!(pipeline = %self.spec.name, table = %self.table.name, rows = chosen.len(), "rows repaired");
-        self.repaired = chosen;
+        // Seen, not believed: a target that goes by versions leaves a row alone whose version is later.
+        let now = self.target.seen(&chosen, &self.keys).await?;
+        let is_as_source = |key: &u128| {
+            let (sum, count) = now.get(key).map_or((0, 0), |s| (s.sum, s.count));
+            (sum, count) == (self.confirmed[key].source.sum, self.confirmed[key].source.count)
+        };
+        self.repaired = chosen.into_iter().filter(is_as_source).collect();
+        let rows = self.repaired.len();
+        tracing::warn!(pipeline = %self.spec.name, table = %self.table.name, rows, "rows repaired");
         Ok(())
     }
 }
@@ -367,12 +375,29 @@ fn show(value: &Value) -> String {
     }
 }
 
+/// The rank of a transaction that is after everything that was applied of a row up to now, and before
+/// everything that is still to come, for targets that keep a version of each row. Of several
+/// partitions the earliest counts: it is behind what is to come in each of them.
+async fn rank_now(spec: &Spec) -> Result<bytes::Bytes> {
+    let mark = mark(spec).await?;
+    let of_change = |at: &Position| {
+        let rank = at.rank.as_bytes();
+        bytes::Bytes::copy_from_slice(&rank[..rank.len().saturating_sub(8)])
+    };
+    Ok(mark.values().map(of_change).min().filter(|prefix| !prefix.is_empty()).unwrap_or_else(|| vec![0; 8].into()))
+}
+
 /// Inserts, updates and deletes that give the target the source's rows.
-fn repair_unit<'f>(table: &TableSchema, rows: impl Iterator<Item = &'f Found>) -> Result<Option<Unit>> {
+fn repair_unit<'f>(
+    table: &TableSchema,
+    rank: bytes::Bytes,
+    rows: impl Iterator<Item = &'f Found>,
+) -> Result<Option<Unit>> {
     let partition = PartitionId::new("verify");
     let schema = Arc::new(table.clone());
     let mut builder = BatchBuilder::new(partition);
-    builder.begin(Transaction { rank: bytes::Bytes::from_static(&[0; 8]), ..Transaction::default() }, 1);
+    let end = Position::new(Rank::of_end(&rank), bytes::Bytes::new());
+    builder.begin(Transaction { rank, ..Transaction::default() }, 1);
     let at = builder.schema(&schema);
     for found in rows {
         let op = match found.kind() {
@@ -393,7 +418,6 @@ fn repair_unit<'f>(table: &TableSchema, rows: impl Iterator<Item = &'f Found>) -
     if builder.is_empty() {
         return Ok(None);
     }
-    let end = Position::new(Rank::of_end(&[0; 8]), bytes::Bytes::new());
     builder.commit(end.clone());
     let batch = Arc::new(builder.finish(end, None)?);
     let changes = Selection::Range(0..batch.len() as u32);

@@ -201,24 +201,36 @@ impl Source for Shards {
 #[async_trait]
 impl Marker for Shards {
     async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
-        let mut marks = BTreeMap::new();
+        // What each partition has last, and its children if it is closed.
+        let mut files: BTreeMap<String, (Option<u64>, Option<Vec<String>>)> = BTreeMap::new();
         for entry in fs::read_dir(&self.folder).map_err(broken("cannot list the folder"))? {
             let path = entry.map_err(broken("cannot list the folder"))?.path();
             let Some(name) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".jsonl")) else {
                 continue;
             };
             let text = fs::read_to_string(&path).map_err(broken("cannot read the file"))?;
-            let mut last = None;
+            let found = files.entry(name.to_owned()).or_default();
             for line in text.split_inclusive('\n').filter(|l| l.ends_with('\n')) {
-                last = number(&parse(line)?).or(last);
-            }
-            // In an empty one nothing is committed.
-            if let Some(n) = last {
-                marks.insert(PartitionId::new(name), position(n, 0));
+                match parse(line)? {
+                    Line::Closed { children } => {
+                        found.1 = Some(children.iter().map(|c| c.id.as_str().to_owned()).collect())
+                    }
+                    line => found.0 = number(&line),
+                }
             }
         }
-        Ok(marks)
+        let marked = files.iter().filter(|(name, _)| !is_followed(name, &files));
+        Ok(marked
+            .filter_map(|(name, (last, _))| Some((PartitionId::new(name.as_str()), position((*last)?, 0))))
+            .collect())
     }
+}
+
+/// Whether whoever has reached the last rows of those that follow this partition has all of it.
+fn is_followed(name: &str, files: &BTreeMap<String, (Option<u64>, Option<Vec<String>>)>) -> bool {
+    let has_rows = |child: &String| files.get(child).is_some_and(|(last, _)| last.is_some());
+    let children = files.get(name).and_then(|(_, children)| children.as_ref());
+    children.is_some_and(|all| !all.is_empty() && all.iter().all(|child| has_rows(child) || is_followed(child, files)))
 }
 
 fn parse(line: &str) -> Result<Line> {

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anabranch::pipeline::{Phase, ShardPhase, Status};
-use anabranch::{Error, Result, Timestamp};
+use anabranch::yugabyte::xcluster::{self, YbAdmin};
+use anabranch::{Error, Pipeline, Result, Timestamp};
 
 use crate::say::{is_heard, say, say_json, say_json_line};
 use crate::{exit, load, progress};
@@ -15,7 +16,10 @@ const WATCH: Duration = Duration::from_secs(2);
 
 /// Prints what the stores tell, once or again and again.
 pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
-    let pipeline = load::pipeline(file)?;
+    let subject = match load::xcluster(file)? {
+        Some(target) => Subject::XCluster(target),
+        None => Subject::Pipeline(Box::new(load::pipeline(file)?)),
+    };
     let mut tick = tokio::time::interval(WATCH);
     loop {
         tokio::select! {
@@ -25,24 +29,53 @@ pub(crate) async fn status(file: &Path, json: bool, watch: bool) -> Result<u8> {
             // 2. Time to look; the first time at once.
             _ = tick.tick() => {}
         }
-        let Some(status) = pipeline.stored_status().await? else {
-            return Err(Error::config("pipeline.name", format!("the pipeline {} has never run", pipeline.name())));
-        };
-        if json && watch {
-            say_json_line(&status)?;
-        } else if json {
-            say_json(&status)?;
-        } else {
-            if watch && std::io::stdout().is_terminal() {
-                // The screen's beginning, and nothing below it.
-                say("\x1b[H\x1b[2J");
-            }
-            print(&status);
+        if !json && watch && std::io::stdout().is_terminal() {
+            // The screen's beginning, and nothing below it.
+            say("\x1b[H\x1b[2J");
         }
+        subject.tell(json, watch).await?;
         if !watch || !is_heard() {
             return Ok(exit::DONE);
         }
     }
+}
+
+/// What a file is about.
+enum Subject {
+    Pipeline(Box<Pipeline>),
+    /// YugabyteDB replicates by itself; one status for each of its databases.
+    XCluster(YbAdmin),
+}
+
+impl Subject {
+    async fn tell(&self, json: bool, one_line: bool) -> Result<()> {
+        match self {
+            Self::Pipeline(pipeline) => {
+                let Some(status) = pipeline.stored_status().await? else {
+                    let problem = format!("the pipeline {} has never run", pipeline.name());
+                    return Err(Error::config("pipeline.name", problem));
+                };
+                if json { tell_json(&status, one_line) } else { Ok(print(&status)) }
+            }
+            Self::XCluster(target) => {
+                let databases = xcluster::status(target).await?;
+                if json {
+                    return tell_json(&databases, one_line);
+                }
+                for database in &databases {
+                    print(&database.status);
+                    if let Some(skew) = database.skew_seconds {
+                        say(format_args!("skew          {skew:.1} s between tablets"));
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn tell_json(status: &impl serde::Serialize, one_line: bool) -> Result<()> {
+    if one_line { say_json_line(status) } else { say_json(status) }
 }
 
 /// A process stores something every ten seconds at least; after some of these it is not there any more,
@@ -80,6 +113,18 @@ fn print(s: &Status) {
     say(format_args!("phase         {}{}", progress::phase(s.phase), seen(s)));
     say(format_args!("safe time     {}", s.safe_time.map_or_else(none, |t| t.to_string())));
     say(format_args!("lag           {}", s.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"))));
+    if let Some(bytes) = s.lag_bytes {
+        say(format_args!("unread        {:.1} MB of the source's log", bytes as f64 / 1e6));
+    }
+    if let Some(skew) = s.skew_seconds.filter(|_| s.partitions.len() > 1) {
+        say(format_args!("skew          {skew:.1} s between {} partitions", s.partitions.len()));
+    }
+    if let Some(retention) = &s.retention {
+        say(format_args!("retention     {retention}"));
+    }
+    if let Some(error) = &s.last_error {
+        say(format_args!("last error    {error}"));
+    }
     if let Some(snapshot) = &s.snapshot {
         say(format_args!(
             "snapshot      {} rows, {}/{} tables{}",

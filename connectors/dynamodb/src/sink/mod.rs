@@ -13,6 +13,7 @@ mod strip;
 mod table;
 mod target;
 mod transactional;
+mod verifier;
 mod version;
 mod writer;
 
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 use anabranch_core::{
     Checkpointer, DeadLetterStore, Error, Lane, ProgressStore, Result, Sink, SinkInfo, SinkWriter, SourceIdentity,
-    TargetSchema,
+    TargetSchema, Verifier,
 };
 use async_trait::async_trait;
 use aws_sdk_dynamodb::Client;
@@ -346,6 +347,10 @@ impl Sink for DynamoDbSink {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

@@ -21,14 +21,17 @@ mod scan;
 mod setup;
 mod shard;
 mod shards;
+mod spool;
+mod verifier;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_core::{
     ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Result, Retention, Snapshotter, Source,
-    SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema, Timestamp,
+    SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema, Timestamp, Verifier,
 };
 use async_trait::async_trait;
 use tokio::sync::{OnceCell, Semaphore};
@@ -37,6 +40,7 @@ use crate::client::{Access, ServerClock};
 use crate::config::{DeclaredColumn, Document, OnMismatch, TtlDeletes};
 use retention::Needed;
 use setup::Table;
+use spool::SpoolSettings;
 
 /// How long a stream keeps a record (developer guide, "DynamoDB Streams").
 pub(crate) const RETENTION: Duration = Duration::from_secs(24 * 3600);
@@ -75,6 +79,7 @@ pub(crate) struct Settings {
     idle_safe_time: bool,
     scan_segments: Option<u32>,
     scan_capacity: Option<f64>,
+    spool: Option<SpoolSettings>,
 }
 
 /// What the parts of a source share.
@@ -139,6 +144,7 @@ impl DynamoDb {
             idle_safe_time: false,
             scan_segments: None,
             scan_capacity: None,
+            spool: None,
         };
         Self { settings, shared: Arc::new(Shared::default()) }
     }
@@ -182,6 +188,23 @@ impl DynamoDb {
     /// Read capacity units a second that the scan of a table may consume; no limit if not set.
     pub fn scan_capacity(mut self, units: f64) -> Self {
         self.settings.scan_capacity = Some(units);
+        self
+    }
+
+    /// A folder on a local disk, of this pipeline alone. While tables are copied, what their streams
+    /// give is kept there, so that a copy may take longer than the 24 hours that DynamoDB keeps it.
+    pub fn spool(mut self, folder: impl Into<PathBuf>) -> Self {
+        let max_bytes = self.settings.spool.map_or(spool::MAX_BYTES, |s| s.max_bytes);
+        self.settings.spool = Some(SpoolSettings { folder: folder.into(), max_bytes });
+        self
+    }
+
+    /// How many bytes [`spool`](Self::spool) may take; 50 GB if not set. What comes after that has to
+    /// wait in the stream. Set after the folder.
+    pub fn spool_max_bytes(mut self, bytes: u64) -> Self {
+        if let Some(spool) = &mut self.settings.spool {
+            spool.max_bytes = bytes;
+        }
         self
     }
 
@@ -244,6 +267,9 @@ impl DynamoDb {
         }
         if s.scan_capacity.is_some_and(|c| !c.is_finite() || c <= 0.0) {
             return Err(Error::config("source.scan_capacity", "must be above 0"));
+        }
+        if s.spool.as_ref().is_some_and(|s| s.folder.as_os_str().is_empty()) {
+            return Err(Error::config("source.spool", "is empty").hint("name a folder, or leave it out"));
         }
         Ok(())
     }
@@ -360,9 +386,16 @@ impl Source for DynamoDb {
             Error::config("source.tables", format!("has no {table}, which this pipeline read before"))
                 .hint("put it back; to stop reading it, begin with a new pipeline name")
         })?;
+        if shard == Some(END) {
+            return Err(setup::ended(&table));
+        }
+        if let Some(settings) = &connected.settings.spool
+            && let Some(reader) = spool::SpooledReader::open(&connected, settings, &table, partition, from)?
+        {
+            return Ok(Box::new(reader));
+        }
         match shard {
             None => Ok(Box::new(root::RootReader::new(connected, table, from))),
-            Some(END) => Err(setup::ended(&table)),
             Some(shard) => Ok(Box::new(shard::ShardReader::new(connected, table, shard, partition, from)?)),
         }
     }
@@ -376,6 +409,10 @@ impl Source for DynamoDb {
     }
 
     fn retention(&self) -> Option<&dyn Retention> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use anabranch_core::{PartitionId, Rank, Result, Retention, RetentionLeft, Timestamp};
 use async_trait::async_trait;
@@ -11,9 +12,15 @@ use super::{DynamoDb, RETENTION};
 /// When so much of the retention is used, it is told as a warning: six of 24 hours are left then.
 const WARN_AFTER_MICROS: i64 = 18 * 3600 * 1_000_000;
 
+/// Between two warnings: the runtime asks every few seconds.
+const WARN_EVERY: Duration = Duration::from_secs(300);
+
 /// Since when each shard's records are needed. Shared by the readers.
 #[derive(Debug, Default)]
-pub(crate) struct Needed(Mutex<BTreeMap<PartitionId, Shard>>);
+pub(crate) struct Needed {
+    shards: Mutex<BTreeMap<PartitionId, Shard>>,
+    warned: Mutex<Option<Instant>>,
+}
 
 #[derive(Debug, Default)]
 struct Shard {
@@ -25,7 +32,17 @@ struct Shard {
 
 impl Needed {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Shard>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is time for a warning.
+    fn warns(&self) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = warned.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+        if due {
+            *warned = Some(Instant::now());
+        }
+        due
     }
 
     /// A shard is read; what was made since `since` is needed.
@@ -80,7 +97,7 @@ impl Retention for DynamoDb {
         };
         let age = now.micros_since(since).max(0);
         let left = (RETENTION.as_micros() as i64).saturating_sub(age).max(0);
-        if age > WARN_AFTER_MICROS {
+        if age > WARN_AFTER_MICROS && connected.needed().warns() {
             let minutes = left / 60_000_000;
             tracing::warn!(shard = %shard, "data is lost in {} h {} min: DynamoDB keeps it for 24 hours", minutes / 60, minutes % 60);
         }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::pace::Pace;
 use super::setup::Table;
+use super::spool::{self, Spooling};
 use super::{Connected, DynamoDb, RETENTION};
 use crate::bookkeeping::{DELETED, MARKER};
 use crate::error::{classify, code, is_throttle};
@@ -37,6 +38,16 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 /// Segments of a table, if their number is not set.
 const SEGMENTS: std::ops::RangeInclusive<u64> = 4..=1000;
 
+/// A scan that would take longer than this needs a spool: what it leaves of the day is for the replay,
+/// and for what goes slower than expected.
+const LONG: Duration = Duration::from_secs(18 * 3600);
+
+/// Bytes that one read unit gives, eventually consistent (developer guide, "Read/write capacity mode").
+const UNIT_BYTES: f64 = 8192.0;
+
+/// The copy, among those that need what the streams keep. No partition is called so.
+pub(super) const COPY: &str = "anabranch:copy";
+
 /// Calls that fail one after another before the copy is interrupted.
 const MAX_FAILURES: u32 = 6;
 
@@ -48,6 +59,13 @@ struct Scan {
     chunks: Vec<Chunk>,
     capacity: BTreeMap<String, Arc<Capacity>>,
     guard: PartitionId,
+    /// Reads the streams to disk meanwhile.
+    spooling: Option<Arc<Spooling>>,
+}
+
+/// The point of a copy that began then: below every rank, so that nothing of the stream is left out.
+pub(super) fn point(begun: Timestamp) -> Position {
+    Position::new(Rank::default(), format!("scan {}", begun.as_micros()))
 }
 
 /// When the copy began that a snapshot's point stands for.
@@ -70,7 +88,13 @@ impl Snapshotter for DynamoDb {
         let connected = self.connected();
         let oldest = tables.iter().filter_map(|t| begun(&before.get(&t.name)?.point)).min();
         let Some(oldest) = oldest else { return Ok(None) };
-        if connected.now().micros_since(oldest) >= RETENTION.as_micros() as i64 {
+        let spooled = |t: &TableSchema| {
+            let all = connected.tables().unwrap_or_default();
+            let table = all.iter().find(|table| table.layout.schema().name == t.name);
+            table.is_some_and(|table| spool::holds(connected.settings.spool.as_ref(), oldest, table))
+        };
+        let old = connected.now().micros_since(oldest) >= RETENTION.as_micros() as i64;
+        if old && !tables.iter().all(spooled) {
             tracing::warn!(since = %oldest, "the copy took longer than the stream keeps changes: it begins again");
             return Ok(None);
         }
@@ -102,11 +126,36 @@ impl Scan {
             let limit = connected.settings.scan_capacity;
             capacity.insert(table.name.clone(), Arc::new(Capacity::new(limit)));
         }
-        // The stream has to keep what comes from here on until the copy is done.
-        let guard = PartitionId::new("scan");
-        connected.needed().opened(&guard, Some(begun));
-        Ok(Self { connected, tables, begun, chunks, capacity, guard })
+        let guard = PartitionId::new(COPY);
+        let spooling = match &connected.settings.spool {
+            Some(settings) => Some(Arc::new(Spooling::start(&connected, settings, &tables, begun)?)),
+            None => {
+                check_time(&connected, &tables)?;
+                // The stream has to keep what comes from here on until the copy is done.
+                connected.needed().opened(&guard, Some(begun));
+                None
+            }
+        };
+        Ok(Self { connected, tables, begun, chunks, capacity, guard, spooling })
     }
+}
+
+/// Whether the scan will be through before the stream drops what it began with.
+fn check_time(connected: &Connected, tables: &[Arc<Table>]) -> Result<()> {
+    let Some(units) = connected.settings.scan_capacity else { return Ok(()) };
+    for table in tables {
+        let seconds = table.bytes as f64 / UNIT_BYTES / units;
+        if seconds > LONG.as_secs_f64() {
+            let problem = format!(
+                "the scan of {} takes about {:.0} hours at {units} read units a second, and its stream keeps 24",
+                table.name,
+                seconds / 3600.0
+            );
+            return Err(Error::config("source.spool", problem)
+                .hint("set spool to a folder on a local disk, or raise scan_capacity"));
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Scan {
@@ -118,8 +167,7 @@ impl Drop for Scan {
 #[async_trait]
 impl Snapshot for Scan {
     fn point(&self) -> Position {
-        // Below every rank: nothing of the stream is left out.
-        Position::new(Rank::default(), format!("scan {}", self.begun.as_micros()))
+        point(self.begun)
     }
 
     fn chunks(&self) -> &[Chunk] {
@@ -145,6 +193,7 @@ impl Snapshot for Scan {
             done: false,
             pace: Pace::new(self.connected.settings.poll),
             failures: 0,
+            spooling: self.spooling.clone(),
         }))
     }
 }
@@ -161,11 +210,15 @@ struct SegmentReader {
     done: bool,
     pace: Pace,
     failures: u32,
+    spooling: Option<Arc<Spooling>>,
 }
 
 impl SegmentReader {
     /// A page; `None`: ask again.
     async fn page(&mut self) -> Result<Option<Next>> {
+        if let Some(error) = self.spooling.as_ref().and_then(|s| s.failure()) {
+            return Err(error.context("the spool of the copy"));
+        }
         self.pace.wait().await;
         self.capacity.wait().await;
         let call = self.connected.clients().await?.tables.scan().table_name(&self.table.name);

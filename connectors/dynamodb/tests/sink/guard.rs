@@ -210,6 +210,26 @@ async fn what_is_deleted_is_not_brought_back() {
 }
 
 #[tokio::test]
+async fn an_item_that_moved_to_another_key_stays_there_when_all_is_replayed() {
+    let Some(server) = server() else { return };
+    for versions in [Versions::Attribute, Versions::Table] {
+        let name = format!("moved_{versions:?}");
+        let schema = counters(&name);
+        let sink = DynamoDbSink::new(access(&server)).versions(versions);
+        create(&sink, &schema).await;
+        let insert = unit(1, &schema, &[Do::Insert(vec![1.into(), 1.into(), "x".into()])]);
+        let old = vec![1.into(), Value::Unchanged, Value::Unchanged];
+        let moved = unit(2, &schema, &[Do::Move(old, vec![2.into(), 2.into(), Value::Unchanged])]);
+        let mut writer = writer(&sink, &name, 1).await;
+        for unit in [&insert, &moved, &moved, &insert, &moved] {
+            let _ = writer.write(unit).await.unwrap();
+        }
+        let there = live(&items(&client(&server).await, &name).await);
+        assert_eq!(there, BTreeMap::from([("2".to_owned(), ("2".to_owned(), "x".to_owned()))]), "{versions:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_snapshot_never_covers_a_change_of_the_stream() {
     let Some(server) = server() else { return };
     let schema = counters("copied_late");

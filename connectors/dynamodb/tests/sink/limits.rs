@@ -7,7 +7,7 @@ use anabranch_core::{
     LetterState, Op, PartitionId, PartitionProgress, ProgressStore, Saved, TableName, TableSchema, TargetSchema, Value,
 };
 use anabranch_dynamodb::types::{self, Item};
-use anabranch_dynamodb::{DynamoDbSink, DynamoDbSinkConfig, Mode, Nulls, Oversized, Stripped};
+use anabranch_dynamodb::{Access, DynamoDbSink, DynamoDbSinkConfig, Mode, Nulls, Oversized, Stripped};
 use aws_sdk_dynamodb::types::AttributeValue;
 
 use crate::support::*;
@@ -242,6 +242,7 @@ async fn what_is_larger_than_an_item_is_stored_in_several() {
         position: position(1),
         commit_time: None,
         parked: None,
+        lane: None,
         attempts: 0,
         last_attempt: None,
     };
@@ -251,6 +252,45 @@ async fn what_is_larger_than_an_item_is_stored_in_several() {
         assert_eq!(letters.list("large", &[LetterState::Open], None, 10).await.unwrap(), [letter(size)]);
         assert_eq!(letters.open_count("large").await.unwrap(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_missing_right_a_missing_table_and_an_unknown_endpoint_are_named() {
+    let fake = anabranch_dynamodb_fake::Fake::start().await;
+    fake.create_table("orders", &[("id", "S")]);
+    let at = |endpoint: &str| {
+        let key = || anabranch_core::Secret::new("local");
+        DynamoDbSink::new(Access::new().region("local").endpoint(endpoint).credentials(key(), key(), None))
+    };
+    let sink = at(&fake.endpoint());
+    let name = TableName::new("", "orders");
+    let denied = |operation: &str| fake.fail(operation, "AccessDeniedException", 9);
+    denied("DescribeTable");
+    denied("Scan");
+    denied("CreateTable");
+    let errors = [
+        (sink.describe(&name).await.expect_err("denied"), "DescribeTable"),
+        (sink.is_empty(&name).await.expect_err("denied"), "Scan"),
+        (sink.create(&wide("new")).await.expect_err("denied"), "CreateTable"),
+    ];
+    for (error, operation) in errors {
+        let said = error.report();
+        assert_eq!(error.kind(), ErrorKind::Config, "{said}");
+        assert!(said.contains(&format!("allow the action dynamodb:{operation}")), "{said}");
+    }
+    fake.heal();
+    assert!(sink.describe(&TableName::new("", "no-such")).await.expect("an answer").is_none());
+    let error = at("http://127.0.0.1:1").describe(&name).await.expect_err("nobody is there");
+    assert!(error.kind() == ErrorKind::Transient && error.report().contains("endpoint"), "{}", error.report());
+    let error = at("localhost:8000").describe(&name).await.expect_err("no address");
+    assert!(error.kind() == ErrorKind::Config && error.to_string().starts_with("sink.endpoint: "), "{error}");
+
+    let Some(server) = server() else { return };
+    let mut writer = writer(&DynamoDbSink::new(access(&server)), "missing-table", 1).await;
+    let insert = unit(1, &wide("not_there"), &[Do::Insert(row("1", "1", "", "1"))]);
+    let error = writer.write(&insert).await.expect_err("no table");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().starts_with("not_there: ") && error.report().contains("create_tables"), "{error}");
 }
 
 #[test]

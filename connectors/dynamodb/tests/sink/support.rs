@@ -13,8 +13,6 @@ use anabranch_servers::DynamoServer;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 
-pub(crate) const PIPELINE: &str = "orders-dr";
-
 static SERVER: Mutex<Weak<DynamoServer>> = Mutex::new(Weak::new());
 
 /// One server for the tests that run at the same time: each takes half a GB. Tests have tables of

@@ -28,11 +28,8 @@ async fn six_hundred_and_eighty_four_shards_are_listed_in_pages() {
     let running = bench.pipeline("test", source).start().await.expect("start");
     let begun = tokio::time::Instant::now();
     // Ten generations; unoptimised, on a busy machine, the client's own work is most of it.
-    while bench.rows.of("orders") != items(&bench.fake, "orders") {
-        let calls = ["DescribeStream", "GetShardIterator", "GetRecords"].map(|o| bench.fake.calls(o));
-        assert!(begun.elapsed() < 8 * PATIENCE, "{} rows, calls {calls:?}", bench.rows.of("orders").len());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let told = || ["DescribeStream", "GetShardIterator", "GetRecords"].map(|o| bench.fake.calls(o));
+    bench.rows.within(8 * PATIENCE, || bench.rows.of("orders") == items(&bench.fake, "orders"), told).await;
     println!("684 shards: {:?}", begun.elapsed());
     assert!(bench.fake.calls("DescribeStream") >= 7 + 2, "pages");
     running.stop().await.expect("stop");
@@ -112,12 +109,14 @@ async fn an_idle_shard_is_asked_within_its_bound() {
     let running = bench.start().await;
     put(&bench.fake, 1, 1);
     bench.rows.equal(&bench.fake, "orders").await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let before = bench.fake.calls("GetRecords");
-    tokio::time::sleep(Duration::from_millis(1000)).await;
-    let asked = bench.fake.calls("GetRecords") - before;
-    // Every 50 ms at the most often, by the pace of these tests.
-    assert!((5..=21).contains(&asked), "asked {asked} times in a second");
+    // By the pace of these tests the pause grows to 50 ms, and stays there.
+    let asked = || bench.fake.calls("GetRecords");
+    let slow = asked() + 8;
+    bench.rows.until(|| asked() >= slow, asked).await;
+    let (before, begun) = (asked(), tokio::time::Instant::now());
+    bench.rows.until(|| asked() >= before + 20, asked).await;
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(20 * 50 * 3 / 4), "20 times in {took:?}");
     running.stop().await.expect("stop");
 }
 

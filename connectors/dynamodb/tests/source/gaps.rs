@@ -5,7 +5,7 @@ use std::time::Duration;
 use anabranch_core::pipeline::SnapshotMode;
 use anabranch_core::{ErrorKind, Source};
 
-use super::support::{Bench, orders, put};
+use super::support::{Bench, PATIENCE, orders, put};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -178,8 +178,11 @@ async fn the_retention_left_is_counted_down() {
     bench.rows.open(true);
     bench.rows.equal(&bench.fake, "orders").await;
     let caught_up = async || source.retention().expect("retention").left().await.expect("left").seconds;
-    while caught_up().await.is_none_or(|left| left < 86_000.0) {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let caught_up = async {
+        while caught_up().await.is_none_or(|left| left < 86_000.0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, caught_up).await.expect("it catches up");
     running.stop().await.expect("stop");
 }

@@ -1,7 +1,5 @@
 //! Shards that split, roll and end.
 
-use std::time::Duration;
-
 use anabranch_core::{Checkpointer, PartitionStatus};
 
 use super::support::{Bench, put};
@@ -30,11 +28,9 @@ async fn parent_and_child_are_not_read_in_parallel() {
 
     bench.rows.open(false);
     let running = bench.start().await;
-    // The parent is read to its end, and nothing of it is durable yet.
-    bench.rows.until(|| bench.fake.calls("GetRecords") > 0, || "no read").await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let asked = bench.fake.state().asked.clone();
-    assert_eq!(asked, [root].into(), "no shard is opened before its parent is durable");
+    // The parent is read to its end and its children are known, and nothing of it is durable yet.
+    bench.rows.until(|| bench.fake.calls("DescribeStream") > 1, || "its children are not asked for").await;
+    assert_eq!(bench.fake.state().asked, [root].into(), "no shard is opened before its parent is durable");
     bench.rows.open(true);
     bench.rows.equal(&bench.fake, "orders").await;
     for id in 0..50 {

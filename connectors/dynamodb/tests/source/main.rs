@@ -10,5 +10,6 @@ mod gaps;
 mod lineage;
 mod reading;
 mod setup;
+mod spool;
 mod support;
 mod transactional;

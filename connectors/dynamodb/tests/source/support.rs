@@ -16,7 +16,7 @@ use anabranch_dynamodb_fake::{Fake, n};
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn access(endpoint: &str) -> Access {
     Access::new().region("local").endpoint(endpoint).credentials(Secret::new("local"), Secret::new("local"), None)
@@ -102,6 +102,10 @@ impl Rows {
 
     /// Waits until a condition holds, looking whenever a unit was written.
     pub(crate) async fn until<T: Debug>(&self, holds: impl Fn() -> bool, told: impl Fn() -> T) {
+        self.within(PATIENCE, holds, told).await;
+    }
+
+    pub(crate) async fn within<T: Debug>(&self, patience: Duration, holds: impl Fn() -> bool, told: impl Fn() -> T) {
         let mut moved = self.moved.subscribe();
         let waiting = async {
             while !holds() {
@@ -109,7 +113,7 @@ impl Rows {
                 let _ = tokio::time::timeout(Duration::from_millis(20), moved.changed()).await;
             }
         };
-        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+        if tokio::time::timeout(patience, waiting).await.is_err() {
             panic!("it does not come to pass: {:?}", told());
         }
     }

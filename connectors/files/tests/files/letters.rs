@@ -32,6 +32,7 @@ fn letter(n: u64, class: LetterClass, state: LetterState) -> DeadLetter {
         attempts: 0,
         last_attempt: None,
         parked: None,
+        lane: None,
     }
 }
 

@@ -13,7 +13,7 @@ use super::streams::{Replay, Replayed, Streams};
 use crate::decode::message::{Message, Old, decode};
 use crate::decode::tuple::{Tuple, TupleValue};
 use crate::error::protocol;
-use crate::lsn::Lsn;
+use crate::lsn::{Lsn, Ranking};
 
 /// A batch is cut when it holds this much: large enough to make its fixed costs small, small enough
 /// to bound memory and delay. Bytes.
@@ -38,6 +38,8 @@ pub(crate) struct Start {
     pub(crate) position: Position,
     /// Leave out transactions that were replayed from another server.
     pub(crate) drop_origins: bool,
+    /// What orders the transactions.
+    pub(crate) ranking: Ranking,
 }
 
 /// Builds batches out of messages.
@@ -52,8 +54,11 @@ pub(crate) struct Assembler {
     /// The end of the last batch.
     given: Position,
     /// Changes at or before this place were given in an earlier run.
-    skip: (Lsn, u64),
+    skip: (Bytes, u64),
     drop_origins: bool,
+    ranking: Ranking,
+    /// The last transaction that ended: its rank and its time.
+    last: Option<(Bytes, Timestamp)>,
     streams: Streams,
     /// A streamed transaction that was committed and is now read back.
     replay: Option<Replay>,
@@ -62,7 +67,9 @@ pub(crate) struct Assembler {
 impl Assembler {
     pub(crate) fn new(partition: PartitionId, relations: Relations, start: Start) -> Result<Self> {
         let boundary = Lsn::of_token(&start.position)?;
-        let skip = Lsn::of_rank(&start.position)?;
+        let (_, sequence) = Lsn::of_rank(&start.position)?;
+        let rank = start.position.rank.as_bytes();
+        let skip = (Bytes::copy_from_slice(&rank[..rank.len() - 8]), sequence);
         let batch = BatchBuilder::new(partition.clone());
         Ok(Self {
             relations,
@@ -72,6 +79,8 @@ impl Assembler {
             boundary,
             skip,
             drop_origins: start.drop_origins,
+            ranking: start.ranking,
+            last: None,
             streams: Streams::default(),
             replay: None,
         })
@@ -148,7 +157,8 @@ impl Assembler {
     pub(crate) fn keepalive(&mut self, wal_end: Lsn) {
         // Within a transaction the server's place says nothing that could be resumed from. At the
         // start it is the slot's restart place, which lies before ours.
-        if self.output.open.is_none() && wal_end > self.boundary {
+        // YugabyteDB's place may be that of a transaction that it has read and not sent.
+        if self.ranking == Ranking::Log && self.output.open.is_none() && wal_end > self.boundary {
             self.boundary = wal_end;
             self.end = wal_end.as_position();
         }
@@ -168,6 +178,12 @@ impl Assembler {
     /// Whether a transaction has begun and not ended.
     pub(crate) fn in_transaction(&self) -> bool {
         self.output.open.is_some()
+    }
+
+    /// The time of the last transaction that ended, in a stream that is ranked by time: later ones have
+    /// this time or a later one.
+    pub(crate) fn committed(&self) -> Option<Timestamp> {
+        self.last.as_ref().filter(|_| self.ranking == Ranking::CommitTime).map(|(_, time)| *time)
     }
 
     /// The place from which replication could begin again without leaving anything out.
@@ -190,7 +206,7 @@ impl Assembler {
         }
         let end = match &self.output.open {
             Some(open) if open.piece.is_some_and(|(generation, _)| generation + 1 == self.output.generation) => {
-                open.commit_lsn.within_transaction(open.sequence, self.boundary)
+                self.boundary.within(&open.transaction.rank, open.sequence)
             }
             // A heartbeat within a transaction moves nothing: this lies before what was given of it.
             _ => self.end.clone(),
@@ -205,18 +221,25 @@ impl Assembler {
         if self.output.open.is_some() {
             return Err(protocol(format!("a transaction begins at {commit_lsn} within another one")));
         }
-        let skip_through = match commit_lsn.cmp(&self.skip.0) {
+        let rank = self.ranking.prefix(commit_lsn, commit_time);
+        if let Some((last, _)) =
+            self.last.as_ref().filter(|(last, _)| self.ranking == Ranking::CommitTime && *last >= rank)
+        {
+            return Err(protocol(format!(
+                "the transaction at {commit_lsn} ({commit_time}) comes after one of rank {:?}: the stream went back",
+                anabranch_core::Rank::new(last.clone())
+            )));
+        }
+        let skip_through = match rank.cmp(&self.skip.0) {
             std::cmp::Ordering::Less => u64::MAX,
             std::cmp::Ordering::Equal => self.skip.1,
             std::cmp::Ordering::Greater => 0,
         };
         self.output.open = Some(Open {
             commit_lsn,
-            transaction: Transaction {
-                rank: Bytes::copy_from_slice(&commit_lsn.prefix()),
-                commit_time: Some(commit_time),
-                ..Transaction::default()
-            },
+            place: self.ranking.place(commit_lsn, commit_time),
+            time: commit_time,
+            transaction: Transaction { rank, commit_time: Some(commit_time), ..Transaction::default() },
             sequence: 0,
             skip_through,
             piece: None,
@@ -241,7 +264,9 @@ impl Assembler {
         if open.commit_lsn != commit_lsn || end_lsn < commit_lsn {
             return Err(protocol(format!("the transaction at {} ends at {commit_lsn}", open.commit_lsn)));
         }
-        let position = commit_lsn.after_transaction(end_lsn);
+        let boundary = self.ranking.boundary(commit_lsn, end_lsn);
+        let position = boundary.after(&open.transaction.rank);
+        self.last = Some((open.transaction.rank.clone(), open.time));
         if open.begun {
             if open.piece.is_none_or(|(generation, _)| generation != self.output.generation) {
                 // Its changes went into earlier batches: an empty piece carries the end.
@@ -252,7 +277,7 @@ impl Assembler {
         if position.rank > self.end.rank {
             self.end = position;
         }
-        self.boundary = self.boundary.max(end_lsn);
+        self.boundary = self.boundary.max(boundary);
         Ok(())
     }
 
@@ -291,7 +316,7 @@ impl Assembler {
         check_width(relation, new)?;
         // A large value that did not change is not sent again, but the old row has it.
         for (at, (value, before)) in new.values().zip(old.row.values()).enumerate() {
-            let sent_before = old.full || relation.described.columns[at].key;
+            let sent_before = old.full || relation.is_key(at);
             let value = if value == TupleValue::Unchanged && sent_before { before } else { value };
             self.output.push(relation, at, value)?;
         }

@@ -6,6 +6,10 @@
 //! read, whatever is still to come has its commit record after `L`: its stamp is younger than `t`,
 //! less the moment between taking a stamp and writing the record, for which [`MARGIN`] allows.
 
+//!
+//! YugabyteDB has no end of its log to ask for. There transactions come in the order of their commit
+//! times, so what has come tells how far it is, and on a quiet source a [`Beat`] makes something come.
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
@@ -48,7 +52,14 @@ struct Sample {
     standby: bool,
 }
 
-type Asking = Pin<Box<dyn Future<Output = Result<Sample>> + Send>>;
+type Asking = Pin<Box<dyn Future<Output = Result<Option<Sample>>> + Send>>;
+
+/// A statement that commits a transaction which the stream brings.
+#[derive(Debug, Clone)]
+pub(crate) struct Beat {
+    pub(crate) statement: String,
+    pub(crate) every: Duration,
+}
 
 /// Asks, and draws conclusions.
 pub(crate) struct Clock {
@@ -58,12 +69,15 @@ pub(crate) struct Clock {
     waiting: VecDeque<Sample>,
     safe_time: Option<Timestamp>,
     server_end: Option<Lsn>,
+    beat: Option<Beat>,
+    /// The last commit that came, and when it came first.
+    heard: Option<(Timestamp, Instant)>,
 }
 
 impl Clock {
-    pub(crate) fn new(session: Session) -> Self {
+    pub(crate) fn new(session: Session, beat: Option<Beat>) -> Self {
         let (waiting, next) = (VecDeque::new(), Instant::now());
-        Self { session, asking: None, next, waiting, safe_time: None, server_end: None }
+        Self { session, asking: None, next, waiting, safe_time: None, server_end: None, beat, heard: None }
     }
 
     /// Whether [`Clock::ask`] has something to do now.
@@ -76,14 +90,27 @@ impl Clock {
         if self.asking.is_none() {
             sleep_until(self.next).await;
         }
-        let session = self.session.clone();
-        let asking = self.asking.get_or_insert_with(|| Box::pin(sample(session)));
+        if let Some(beat) = &self.beat
+            && self.asking.is_none()
+            && let Some((_, at)) = self.heard.filter(|(_, at)| at.elapsed() < beat.every)
+        {
+            // What comes by itself is enough.
+            self.next = at + beat.every;
+            return;
+        }
+        let (session, beat) = (self.session.clone(), self.beat.clone());
+        let asking = self.asking.get_or_insert_with(|| match beat {
+            Some(beat) => Box::pin(commit(session, beat.statement)),
+            None => Box::pin(sample(session)),
+        });
         let answer = asking.await;
         self.asking = None;
         match answer {
             Ok(sample) => {
-                self.next = Instant::now() + INTERVAL;
-                self.keep(sample);
+                self.next = Instant::now() + self.beat.as_ref().map_or(INTERVAL, |b| b.every);
+                if let Some(sample) = sample {
+                    self.keep(sample);
+                }
             }
             Err(e) => {
                 self.next = Instant::now() + PAUSE;
@@ -107,8 +134,14 @@ impl Clock {
         self.waiting.push_back(sample);
     }
 
-    /// The safe time once everything before `boundary` was read. It never goes back.
-    pub(crate) fn safe_time(&mut self, boundary: Lsn) -> Option<Timestamp> {
+    /// The safe time once everything before `boundary` was read, or through the commit of this time. It
+    /// never goes back.
+    pub(crate) fn safe_time(&mut self, boundary: Lsn, committed: Option<Timestamp>) -> Option<Timestamp> {
+        if let Some(committed) = committed.filter(|c| self.heard.is_none_or(|(heard, _)| heard < *c)) {
+            self.heard = Some((committed, Instant::now()));
+            // Another one may follow with the same time.
+            self.safe_time = self.safe_time.max(Some(committed.minus_micros(1)));
+        }
         while let Some(sample) = self.waiting.front().filter(|s| s.end <= boundary) {
             let safe = sample.at.minus_micros(MARGIN.as_micros() as i64);
             self.safe_time = self.safe_time.max(Some(safe));
@@ -123,15 +156,24 @@ impl Clock {
     }
 }
 
-async fn sample(session: Session) -> Result<Sample> {
+async fn commit(session: Session, statement: String) -> Result<Option<Sample>> {
+    let commit = async {
+        let client = session.client().await?;
+        client.batch_execute(&statement).await.map_err(|e| classify(e, "cannot write the heartbeat"))
+    };
+    let done = timeout(PATIENCE, commit).await.unwrap_or_else(|_| Err(Error::transient("no answer to the heartbeat")));
+    done.map(|()| None)
+}
+
+async fn sample(session: Session) -> Result<Option<Sample>> {
     let ask = async {
         let client = session.client().await?;
         let row = client.query_one(SAMPLE, &[]).await.map_err(|e| classify(e, "cannot ask for the clock"))?;
-        Ok(Sample {
+        Ok(Some(Sample {
             at: Timestamp::from_micros(row.get(0)),
             end: before_page_header(row.get::<_, &str>(1).parse()?),
             standby: row.get(2),
-        })
+        }))
     };
     timeout(PATIENCE, ask).await.unwrap_or_else(|_| Err(Error::transient("no answer about the clock")))
 }
@@ -160,20 +202,20 @@ mod tests {
     #[tokio::test]
     async fn safe_time_moves_when_the_reader_gets_there_and_never_back() {
         let endpoint = crate::Endpoint::parse("k", "postgresql://u@localhost/d").unwrap();
-        let mut clock = Clock::new(Session::new(endpoint));
+        let mut clock = Clock::new(Session::new(endpoint), None);
         let at = |s: i64| Timestamp::from_micros(s * 1_000_000);
         clock.keep(Sample { at: at(10), end: Lsn(100), standby: false });
         clock.keep(Sample { at: at(9), end: Lsn(200), standby: false });
         clock.keep(Sample { at: at(30), end: Lsn(300), standby: true });
-        assert_eq!(clock.safe_time(Lsn(99)), None);
-        let first = clock.safe_time(Lsn(100));
+        assert_eq!(clock.safe_time(Lsn(99), None), None);
+        let first = clock.safe_time(Lsn(100), None);
         assert_eq!(first, Some(Timestamp::from_micros(9_500_000)));
-        assert_eq!(clock.safe_time(Lsn(1000)), first);
+        assert_eq!(clock.safe_time(Lsn(1000), None), first);
         assert_eq!(clock.lag(Lsn(250)), Some(50));
         for n in 0..10_000 {
             clock.keep(Sample { at: at(100 + n), end: Lsn(2000 + n as u64), standby: false });
         }
         assert!(clock.waiting.len() <= WAITING);
-        assert_eq!(clock.safe_time(Lsn(u64::MAX)), Some(Timestamp::from_micros((10_099) * 1_000_000 - 500_000)));
+        assert_eq!(clock.safe_time(Lsn(u64::MAX), None), Some(Timestamp::from_micros((10_099) * 1_000_000 - 500_000)));
     }
 }

@@ -21,6 +21,7 @@ use crate::lsn::Lsn;
 use crate::session::Session;
 use crate::wire::{Connection, Event};
 use assemble::{Assembler, Step};
+pub(crate) use clock::Beat;
 use clock::Clock;
 use relation::{Described, Resolved, resolve};
 
@@ -69,12 +70,18 @@ enum Consumed {
 }
 
 impl Reader {
-    /// Reads a connection that streams.
-    pub(crate) fn new(connection: Connection, assembler: Assembler, session: Session, publication: String) -> Self {
+    /// Reads a connection that streams. `beat` keeps safe time moving where transactions carry it.
+    pub(crate) fn new(
+        connection: Connection,
+        assembler: Assembler,
+        session: Session,
+        publication: String,
+        beat: Option<Beat>,
+    ) -> Self {
         Self {
             connection,
             assembler,
-            clock: Clock::new(session.clone()),
+            clock: Clock::new(session.clone(), beat),
             session,
             publication,
             unknown: None,
@@ -232,7 +239,7 @@ impl Reader {
         }
         self.beat = Instant::now() + BEAT;
         let boundary = self.assembler.boundary();
-        let safe_time = self.clock.safe_time(boundary);
+        let safe_time = self.clock.safe_time(boundary, self.assembler.committed());
         let lag = self.clock.lag(boundary);
         self.assembler.take(safe_time, lag).map(Next::Batch)
     }

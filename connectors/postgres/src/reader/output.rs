@@ -1,6 +1,6 @@
 //! The batch that is being built, and the transaction that goes into it.
 
-use anabranch_core::{BatchBuilder, Error, OldImage, Op, PartitionId, Piece, Result, Transaction, ValueRef};
+use anabranch_core::{BatchBuilder, Error, OldImage, Op, PartitionId, Piece, Result, Timestamp, Transaction, ValueRef};
 
 use super::relation::Relation;
 use crate::decode::message::Old;
@@ -22,6 +22,9 @@ pub(super) struct Output {
 #[derive(Debug)]
 pub(super) struct Open {
     pub(super) commit_lsn: Lsn,
+    /// What the points of copies are compared with.
+    pub(super) place: Lsn,
+    pub(super) time: Timestamp,
     pub(super) transaction: Transaction,
     /// Changes read so far, left out ones included: numbers are the same in every run.
     pub(super) sequence: u64,
@@ -47,7 +50,7 @@ impl Output {
     pub(super) fn next_change(&mut self, relation: Option<&mut Relation>) -> Result<bool> {
         let open = self.open.as_mut().ok_or_else(outside)?;
         open.sequence += 1;
-        let copied = relation.as_ref().is_some_and(|r| open.commit_lsn < r.copied_until);
+        let copied = relation.as_ref().is_some_and(|r| open.place < r.copied_until);
         if open.sequence <= open.skip_through || copied {
             return Ok(false);
         }
@@ -108,7 +111,7 @@ impl Output {
         self.batch.old_row(OldImage::Key);
         for (at, value) in old.row.values().enumerate() {
             // Outside the identity NULL means "not sent".
-            let value = if relation.described.columns[at].key { value } else { TupleValue::Unchanged };
+            let value = if relation.is_key(at) { value } else { TupleValue::Unchanged };
             self.push(relation, at, value)?;
         }
         Ok(())

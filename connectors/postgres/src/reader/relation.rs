@@ -57,7 +57,13 @@ impl Described {
             && self.columns.len() == table.types.len()
             && self.columns.iter().zip(&table.schema.columns).all(|(a, b)| a.name == b.name)
             && self.columns.iter().zip(&table.types).all(|(a, b)| (a.type_oid, a.modifier) == *b)
-            && (self.identity == b'f' || self.columns.iter().enumerate().all(|(i, c)| c.key == table.schema.is_key(i)))
+            && (self.is_unflagged() || self.columns.iter().enumerate().all(|(i, c)| c.key == table.schema.is_key(i)))
+    }
+
+    /// Whether the message's flags do not tell the primary key: with full identity they name every
+    /// column, and YugabyteDB's identity CHANGE is no index.
+    fn is_unflagged(&self) -> bool {
+        matches!(self.identity, b'f' | b'c')
     }
 
     /// The schema as described. `now` gives what the message leaves out: whether NULL is possible,
@@ -82,6 +88,7 @@ impl Described {
         let same_columns = |key: &Vec<u16>| key.len() == flagged.len() && key.iter().all(|k| flagged.contains(k));
         let key = match self.identity {
             b'f' => current.unwrap_or_default(),
+            b'c' => current.unwrap_or(flagged),
             _ => current.filter(same_columns).unwrap_or(flagged),
         };
         TableSchema { name: self.name.clone(), columns, key }
@@ -99,6 +106,13 @@ pub(crate) struct Relation {
     pub(crate) announce: bool,
     /// Its index in the batch of this number.
     pub(crate) slot: (u64, usize),
+}
+
+impl Relation {
+    /// Whether the column's old value is sent where the old row is a key.
+    pub(crate) fn is_key(&self, at: usize) -> bool {
+        self.described.columns[at].key || (self.described.identity == b'c' && self.schema.is_key(at))
+    }
 }
 
 /// A description and the schema that was found for it.

@@ -232,7 +232,7 @@ fn fork_of(history: &str, timeline: u32) -> Option<Lsn> {
 async fn plan_slot(source: &Postgres, client: &Client, reached: Option<Lsn>) -> Result<(Option<String>, Option<i32>)> {
     let name = &source.slot;
     if let Some(slot) = slot::read(client, name).await? {
-        slot.check(source.session()?.endpoint().database())?;
+        slot.check(source.session()?.endpoint().database(), reached)?;
         if slot.active_pid.is_none() {
             // While it is read it moves, and what was reached is known too late to be compared.
             slot.check_reaches(reached)?;

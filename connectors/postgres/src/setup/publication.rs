@@ -116,7 +116,7 @@ pub(crate) fn split(tables: &[TableName]) -> (Vec<&str>, Vec<&str>) {
 }
 
 /// `schema.table`, or a table of `public`; double quotes around a part keep its dots.
-fn table_name(text: &str) -> Result<TableName> {
+pub(crate) fn table_name(text: &str) -> Result<TableName> {
     let mut parts = vec![String::new()];
     let mut chars = text.chars().peekable();
     let mut quoted = false;

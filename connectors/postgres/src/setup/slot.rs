@@ -35,16 +35,21 @@ pub(crate) struct Slot {
     pub(crate) confirmed_flush: Lsn,
     /// Why it cannot be read any more.
     invalid: Option<String>,
+    /// The end of the server's log when it was asked.
+    end: Lsn,
 }
+
+const SLOT: &str = "
+SELECT to_jsonb(s)::text,
+       (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text
+FROM pg_replication_slots s WHERE slot_name = $1";
 
 /// Reads a slot; `None` if there is none of this name.
 pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
     let what = "cannot read pg_replication_slots";
-    let row = client
-        .query_opt("SELECT to_jsonb(s)::text FROM pg_replication_slots s WHERE slot_name = $1", &[&name])
-        .await
-        .map_err(|e| classify(e, what))?;
+    let row = client.query_opt(SLOT, &[&name]).await.map_err(|e| classify(e, what))?;
     let Some(row) = row else { return Ok(None) };
+    let end = row.get::<_, Option<&str>>(1).map(str::parse).transpose()?.unwrap_or_default();
     let row: SlotRow = serde_json::from_str(row.get(0)).map_err(|e| Error::fatal(what).because(e))?;
     let lost = row.wal_status.as_deref() == Some("lost") || row.conflicting == Some(true);
     let invalid = row.invalidation_reason.clone().or_else(|| lost.then(|| "wal_removed".to_owned()));
@@ -63,29 +68,43 @@ pub(crate) async fn read(client: &Client, name: &str) -> Result<Option<Slot>> {
             (None, None) => return Err(Error::transient(format!("the slot {name} is being created"))),
         },
         invalid,
+        end,
     }))
 }
 
+/// Why the server has invalidated a slot.
+fn why_invalid(reason: &str) -> String {
+    match reason {
+        "wal_removed" => "it held back more log than max_slot_wal_keep_size allows".to_owned(),
+        "idle_timeout" => "it was idle for longer than idle_replication_slot_timeout".to_owned(),
+        "rows_removed" => "rows of the catalog that it needs were removed".to_owned(),
+        "wal_level_insufficient" => "wal_level was set below logical".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
 impl Slot {
-    /// Whether it is ours to read, and readable.
-    pub(crate) fn check(&self, database: &str) -> Result<()> {
+    /// Whether it is ours to read, and readable. `reached`: what the pipeline has applied.
+    pub(crate) fn check(&self, database: &str, reached: Option<Lsn>) -> Result<()> {
         let name = &self.name;
         if let Some(reason) = &self.invalid {
-            let why = match reason.as_str() {
-                "wal_removed" => "it held back more log than max_slot_wal_keep_size allows".to_owned(),
-                "idle_timeout" => "it was idle for longer than idle_replication_slot_timeout".to_owned(),
-                "rows_removed" => "rows of the catalog that it needs were removed".to_owned(),
-                "wal_level_insufficient" => "wal_level was set below logical".to_owned(),
-                other => other.to_owned(),
+            let why = why_invalid(reason);
+            let lost = match reached {
+                Some(reached) => format!(
+                    "this pipeline has applied the changes through {reached}; what was committed after that, through \
+                     {}, is lost to it",
+                    self.end
+                ),
+                None => "the changes that it had not given yet are lost to it".to_owned(),
             };
-            return Err(Error::fatal(format!(
-                "the server has invalidated the slot {name}: {why}. The changes that it had not given yet are lost to it"
-            ))
-            .hint(format!(
-                "drop it and copy the tables again: SELECT pg_drop_replication_slot({}); then start the pipeline \
-                 anew with a fresh checkpoint. Raise the limit first",
-                sql::literal(name)
-            )));
+            return Err(Error::fatal(format!("the server has invalidated the slot {name}: {why}. {lost}")).hint(
+                format!(
+                    "raise the limit, and drop the slot: SELECT pg_drop_replication_slot({}); then give the pipeline \
+                 another pipeline.name, and either set source.snapshot = \"never\", run it, and let `anabranch verify \
+                 FILE --repair` put what was missed into the target; or empty the target's tables and copy them again",
+                    sql::literal(name)
+                ),
+            ));
         }
         if self.plugin != "pgoutput" {
             return Err(Error::config(
@@ -150,24 +169,34 @@ pub(crate) fn missing(name: &str, from: Option<Lsn>) -> Error {
     }
 }
 
+/// Held, safe, now, unread; and the seconds left to a slot that nobody reads, from PostgreSQL 18 on
+/// (`idle_replication_slot_timeout`).
+const RETENTION: &str = "
+SELECT pg_wal_lsn_diff(e.lsn, s.restart_lsn)::int8, s.safe_wal_size,
+       (extract(epoch FROM clock_timestamp()) * 1000000)::int8, pg_wal_lsn_diff(e.lsn, s.confirmed_flush_lsn)::int8,
+       (SELECT g.setting::float8 * CASE g.unit WHEN 'min' THEN 60 WHEN 'ms' THEN 0.001 ELSE 1 END
+               - extract(epoch FROM clock_timestamp() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8
+        FROM pg_settings g WHERE g.name = 'idle_replication_slot_timeout' AND g.setting <> '0' AND NOT s.active)
+FROM pg_replication_slots s,
+     (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END) e(lsn)
+WHERE s.slot_name = $1";
+
 /// How much log the server keeps for the slot, and how much more it would.
 pub(crate) async fn retention(client: &Client, name: &str) -> Result<RetentionLeft> {
     let row = client
-        .query_opt(
-            "SELECT (pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() \
-                                          ELSE pg_current_wal_lsn() END, restart_lsn))::int8, \
-                    safe_wal_size, (extract(epoch FROM clock_timestamp()) * 1000000)::int8 \
-             FROM pg_replication_slots WHERE slot_name = $1",
-            &[&name],
-        )
+        .query_opt(RETENTION, &[&name])
         .await
         .map_err(|e| classify(e, "cannot read pg_replication_slots"))?
         .ok_or_else(|| missing(name, None))?;
     let bytes = |at: usize| row.get::<_, Option<i64>>(at).map(|v| u64::try_from(v).unwrap_or(0));
+    let lost = read(client, name).await?.and_then(|slot| slot.invalid);
     Ok(RetentionLeft {
         held_bytes: bytes(0),
-        bytes: bytes(1),
-        seconds: None,
+        bytes: if lost.is_some() { Some(0) } else { bytes(1) },
+        seconds: row.get::<_, Option<f64>>(4).map(|left| left.max(0.0)),
+        unread_bytes: bytes(3),
+        lost: lost.map(|reason| format!("the slot {name}: {}", why_invalid(&reason))),
         at: Some(Timestamp::from_micros(row.get(2))),
+        ..RetentionLeft::default()
     })
 }

@@ -12,12 +12,7 @@ use super::failure::Failure;
 use super::flight::{Flight, is_aftermath};
 use super::params::{ArrayLiteral, Text};
 use super::plan::{Arbiter, Plan};
-
-/// Rows of one statement: beyond some thousands nothing is gained, and the server holds them all.
-const MAX_ROWS: usize = 5_000;
-
-/// Bytes of parameters of one statement.
-const MAX_BYTES: usize = 4 << 20;
+use crate::dialect::Dialect;
 
 /// What an answer belongs to.
 #[derive(Debug)]
@@ -74,6 +69,8 @@ pub(crate) struct Applier<'w> {
     pub(crate) statements: &'w mut Statements,
     /// Foreign keys and triggers of the target do not act.
     pub(crate) replica: bool,
+    /// What the server may lack.
+    pub(crate) dialect: Dialect,
     /// Rows that are new are inserted without asking whether they are there, which costs the server a
     /// quarter less than an upsert. One that is there after all is refused, and the unit tried otherwise.
     pub(crate) trusting: bool,
@@ -87,8 +84,10 @@ impl<'w> Applier<'w> {
         plans: &'w mut Plans,
         statements: &'w mut Statements,
         replica: bool,
+        dialect: Dialect,
     ) -> Self {
-        Self { client, flight: Flight::new(client), plans, statements, replica, trusting: false, trusted: false }
+        let flight = Flight::new(client);
+        Self { client, flight, plans, statements, replica, dialect, trusting: false, trusted: false }
     }
 
     /// Sends the steps. The answers are judged by [`Applier::settle`].
@@ -227,7 +226,8 @@ impl<'w> Applier<'w> {
         while !rest.is_empty() {
             let mut arrays: Vec<ArrayLiteral> = columns.iter().map(|_| ArrayLiteral::new()).collect();
             let mut taken = 0;
-            while taken < rest.len().min(MAX_ROWS) && arrays.iter().map(ArrayLiteral::len).sum::<usize>() < MAX_BYTES {
+            let (most, bytes) = (self.dialect.statement_rows, self.dialect.statement_bytes);
+            while taken < rest.len().min(most) && arrays.iter().map(ArrayLiteral::len).sum::<usize>() < bytes {
                 for (array, &c) in arrays.iter_mut().zip(columns) {
                     array.push(rest[taken].value(c), plan.encoding(c), &mut scratch);
                 }
@@ -265,14 +265,15 @@ impl<'w> Applier<'w> {
         let tag = Tag::Rows { plan: Arc::clone(plan), expect, what };
         let key = (plan.id, operation, columns.into(), image);
         let (found, written) = columns.split_at(image);
+        let place = self.dialect.row_place;
         let sql = || match operation {
             Operation::Upsert => plan.upsert(columns),
             Operation::InsertMissing => plan.insert_missing(columns),
             Operation::Update => plan.update(columns),
             Operation::UpdateKey => plan.update_key(written),
-            Operation::UpdateImage => plan.update_image(found, written),
+            Operation::UpdateImage => plan.update_image(found, written, place),
             Operation::Delete => plan.delete(),
-            Operation::DeleteImage => plan.delete_image(found),
+            Operation::DeleteImage => plan.delete_image(found, place),
             _ => plan.insert(columns, &[]),
         };
         match self.statement(key, sql).await {

@@ -91,17 +91,20 @@ impl Applier<'_> {
         let restart = if restart { " RESTART IDENTITY" } else { "" };
         let truncate = format!("SAVEPOINT truncating; TRUNCATE {}{restart}; RELEASE truncating", tables.join(", "));
         let refused = |error, plan: Option<&Arc<Plan>>| Failure::Refused { error, plan: plan.cloned() };
-        let Err(error) = self.client.batch_execute(&truncate).await else { return Ok(()) };
-        let code = error.code().cloned();
-        if !code.is_some_and(|c| {
-            c == SqlState::FEATURE_NOT_SUPPORTED
-                || c == SqlState::INSUFFICIENT_PRIVILEGE
-                || c == SqlState::WRONG_OBJECT_TYPE
-        }) {
-            return Err(refused(error, plans.first()));
+        let mut delete = String::new();
+        if self.dialect.transactional_truncate {
+            let Err(error) = self.client.batch_execute(&truncate).await else { return Ok(()) };
+            let code = error.code().cloned();
+            if !code.is_some_and(|c| {
+                c == SqlState::FEATURE_NOT_SUPPORTED
+                    || c == SqlState::INSUFFICIENT_PRIVILEGE
+                    || c == SqlState::WRONG_OBJECT_TYPE
+            }) {
+                return Err(refused(error, plans.first()));
+            }
+            delete.push_str("ROLLBACK TO truncating;");
         }
         // A table outside refers to one of these, or the right is missing: delete, children first.
-        let mut delete = String::from("ROLLBACK TO truncating;");
         let mut left = plans.clone();
         while !left.is_empty() {
             let refers = |p: &Plan, to: &Plan| p.target.references.iter().any(|(oid, _)| *oid == to.target.oid);

@@ -44,6 +44,7 @@ pub use config::{PostgresSinkConfig, Privilege};
 use crate::checkpointer::PostgresCheckpointer;
 use crate::connect::Endpoint;
 use crate::dead_letters::PostgresDeadLetters;
+use crate::dialect::Dialect;
 use crate::store::Store;
 use progress::Progress;
 use target::Target;
@@ -62,6 +63,7 @@ pub struct PostgresSink {
     options: Options,
     versions: Option<String>,
     origin_of: Option<String>,
+    dialect: Dialect,
     parts: std::sync::OnceLock<Parts>,
 }
 
@@ -105,6 +107,7 @@ impl PostgresSink {
             options: Options::default(),
             versions: None,
             origin_of: None,
+            dialect: Dialect::POSTGRES,
             parts: std::sync::OnceLock::new(),
         }
     }
@@ -145,6 +148,14 @@ impl PostgresSink {
         self
     }
 
+    /// For a database that speaks PostgreSQL's SQL and lacks some of it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn dialect(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
+    }
+
     /// Keeps the version of every row in a table beside its own, `prefix` before its name, so that a
     /// change that is older than the row, or as old, does nothing. Default: no.
     #[must_use]
@@ -155,7 +166,7 @@ impl PostgresSink {
 
     fn parts(&self) -> &Parts {
         self.parts.get_or_init(|| {
-            let store = Arc::new(Store::new("sink.url", self.url.clone(), self.schema.clone()));
+            let store = Arc::new(Store::new("sink.url", self.url.clone(), self.schema.clone()).dialect(self.dialect));
             let shared = Arc::new(Shared {
                 store: Arc::clone(&store),
                 options: self.options,
@@ -189,7 +200,7 @@ impl Shared {
 impl Sink for PostgresSink {
     fn info(&self) -> SinkInfo {
         // A connection a lane: beyond a few dozen the server only queues.
-        SinkInfo { name: "postgres", transactional: true, max_lanes: 64, schemas: true }
+        SinkInfo { name: self.dialect.name, transactional: true, max_lanes: 64, schemas: true }
     }
 
     async fn open(&self, lane: Lane) -> Result<Box<dyn SinkWriter>> {

@@ -287,7 +287,7 @@ impl Plan {
 
     /// Finds one row by its whole image, for tables without a key. Two rows that are alike to the last
     /// bit are the same row to everyone, so the first will do.
-    fn find_image(&self, image: &[u16], from: &str) -> String {
+    fn find_image(&self, image: &[u16], from: &str, place: &str) -> String {
         let (mut here, mut there) = (Vec::new(), Vec::new());
         for (n, &c) in image.iter().enumerate() {
             let column = self.column(c);
@@ -297,7 +297,7 @@ impl Plan {
         }
         // `*=` compares as stored and takes NULLs for equal; it needs no equality of the type (json, point).
         format!(
-            "SELECT t.tableoid AS o, t.ctid AS c, s.* FROM {} AS t, {from} AS s \
+            "SELECT t.tableoid AS o, t.{place} AS c, s.* FROM {} AS t, {from} AS s \
              WHERE ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1",
             self.target.sql(),
             here.join(", "),
@@ -306,16 +306,17 @@ impl Plan {
     }
 
     /// `DELETE` of one row by its image.
-    pub(crate) fn delete_image(&self, image: &[u16]) -> String {
+    pub(crate) fn delete_image(&self, image: &[u16], place: &str) -> String {
         let all: Vec<&TargetColumn> = image.iter().map(|&c| self.column(c)).collect();
-        let found = self.find_image(image, &named(&all));
-        format!("DELETE FROM {} AS t USING ({found}) AS f WHERE t.ctid = f.c AND t.tableoid = f.o", self.target.sql())
+        let found = self.find_image(image, &named(&all), place);
+        let table = self.target.sql();
+        format!("DELETE FROM {table} AS t USING ({found}) AS f WHERE t.{place} = f.c AND t.tableoid = f.o")
     }
 
     /// `UPDATE` of one row by its image: parameters are the image, then `columns`.
-    pub(crate) fn update_image(&self, image: &[u16], columns: &[u16]) -> String {
+    pub(crate) fn update_image(&self, image: &[u16], columns: &[u16], place: &str) -> String {
         let all: Vec<&TargetColumn> = image.iter().chain(columns).map(|&c| self.column(c)).collect();
-        let found = self.find_image(image, &named(&all));
+        let found = self.find_image(image, &named(&all), place);
         let set: Vec<String> = columns
             .iter()
             .enumerate()
@@ -323,7 +324,7 @@ impl Plan {
             .map(|(n, &c)| format!("{} = f.c{}", ident(&self.column(c).name), n + image.len()))
             .collect();
         format!(
-            "UPDATE {} AS t SET {} FROM ({found}) AS f WHERE t.ctid = f.c AND t.tableoid = f.o",
+            "UPDATE {} AS t SET {} FROM ({found}) AS f WHERE t.{place} = f.c AND t.tableoid = f.o",
             self.target.sql(),
             set.join(", ")
         )

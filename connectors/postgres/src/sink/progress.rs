@@ -55,16 +55,21 @@ impl Progress {
     async fn claim(&self, client: &Client, claim: &Claim) -> Result<Vec<LaneProgress>> {
         let what = |e| classify(e, "cannot take over the pipeline in the target");
         // Two runs that claim a new pipeline at once would both find nothing.
-        let lock = "SELECT pg_advisory_xact_lock(hashtextextended('anabranch ' || $1::text, 0))";
-        client.execute(lock, &[&&*claim.pipeline]).await.map_err(what)?;
+        if self.shared.store.lacks().advisory_locks {
+            let lock = "SELECT pg_advisory_xact_lock(hashtextextended('anabranch ' || $1::text, 0))";
+            client.execute(lock, &[&&*claim.pipeline]).await.map_err(what)?;
+        }
         // FOR UPDATE waits for every open transaction of a writer, and of a snapshot.
         let (epoch, before) = self.stored(client, &claim.pipeline, "FOR UPDATE").await?;
         let ours = claim.epoch as i64;
-        if epoch > ours {
-            return Err(Error::fenced(format!(
+        let fenced = |epoch: i64| {
+            Error::fenced(format!(
                 "the target has seen epoch {epoch} of pipeline {}, this run has epoch {ours}",
                 claim.pipeline
-            )));
+            ))
+        };
+        if epoch > ours {
+            return Err(fenced(epoch));
         }
         let identity = serde_json::to_string(&claim.identity)
             .map_err(|e| Error::fatal("cannot write the source's identity as JSON").because(e))?;
@@ -78,8 +83,15 @@ impl Progress {
              WHERE NOT EXISTS (SELECT FROM {positions} AS p WHERE p.pipeline = l.pipeline AND p.lane = l.lane)"
         );
         client.execute(&sql, &[&&*claim.pipeline, &(claim.lanes as i32), &ours, &identity]).await.map_err(what)?;
-        let sql = format!("UPDATE {table} SET epoch = $2, updated_at = now() WHERE pipeline = $1");
+        // Without the lock another run may have claimed a new pipeline since; its rows are seen now, by
+        // the conflict that the insertion has met.
+        let sql = format!("UPDATE {table} SET epoch = $2, updated_at = now() WHERE pipeline = $1 AND epoch <= $2");
         client.execute(&sql, &[&&*claim.pipeline, &ours]).await.map_err(what)?;
+        let sql = format!("SELECT max(epoch) FROM {table} WHERE pipeline = $1");
+        let newest: Option<i64> = client.query_one(&sql, &[&&*claim.pipeline]).await.map_err(what)?.get(0);
+        if let Some(newest) = newest.filter(|newest| *newest > ours) {
+            return Err(fenced(newest));
+        }
         client.batch_execute("COMMIT").await.map_err(what)?;
         Ok(before)
     }

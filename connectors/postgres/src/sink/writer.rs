@@ -12,7 +12,7 @@ use super::failure::{Failure, Next};
 use super::ledger::Ledgers;
 use super::params::Text;
 use super::session::Session;
-use super::{Shared, origin};
+use super::{Privilege, Shared, origin};
 use crate::error::classify;
 
 /// The writer of one lane.
@@ -98,7 +98,9 @@ impl PostgresWriter {
             return Err(Error::fatal("the parts of a unit are out of order"));
         }
         self.plans.prepare(&session.client, unit).await?;
-        let mut applier = Applier::new(&session.client, &mut self.plans, &mut self.statements, session.replica);
+        let dialect = *self.shared.store.lacks();
+        let mut applier =
+            Applier::new(&session.client, &mut self.plans, &mut self.statements, session.replica, dialect);
         if begins {
             // Foreign keys that may wait do so: within a transaction rows come in any order.
             let deferred = if session.replica { "" } else { "; SET CONSTRAINTS ALL DEFERRED" };
@@ -361,7 +363,7 @@ impl SinkWriter for PostgresWriter {
 
     async fn close(mut self: Box<Self>) -> Result<()> {
         self.roll_back().await;
-        if let Some(session) = &self.session {
+        if let Some(session) = self.session.as_ref().filter(|_| self.shared.options.origin != Privilege::Off) {
             origin::release(&session.client).await;
             if self.lane.purpose == LanePurpose::Snapshot {
                 // Needed no more, and a server has few places for origins.

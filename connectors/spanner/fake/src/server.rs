@@ -6,9 +6,9 @@ use std::thread::JoinHandle;
 
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::database::{Answer, Asked, Commit, CommitFailure, Database, State};
 use crate::encode::Dialect;
@@ -182,9 +182,11 @@ impl FakeSpanner {
             runtime.block_on(async move {
                 listener.set_nonblocking(true).expect("a socket that does not block");
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of the runtime");
+                // Small answers must not wait for acknowledgements of those before them.
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
                 let server = Server::builder().add_service(service);
                 tokio::select! {
-                    result = server.serve_with_incoming(TcpListenerStream::new(listener)) => {
+                    result = server.serve_with_incoming(incoming) => {
                         result.expect("the server ended");
                     }
                     _ = stopped => {}

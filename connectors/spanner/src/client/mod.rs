@@ -34,7 +34,8 @@ pub type Row = Vec<SpannerValue>;
 #[async_trait]
 pub trait Client: Debug + Send + Sync + 'static {
     /// Runs a query in a single-use, read-only transaction; its rows come as the server sends them.
-    /// Change streams are read with [`ReadAt::Strong`].
+    /// Change streams are read with [`ReadAt::Strong`]. What is wrong with the query may be told with
+    /// the first row only.
     ///
     /// A connection that breaks amid it may be mended unseen by asking again from the last resume
     /// token; a server without such tokens then sends rows twice. Whoever reads a change stream drops
@@ -74,7 +75,8 @@ pub enum ReadAt {
 /// The rows of a query. One owner.
 #[async_trait]
 pub trait Rows: Send {
-    /// The next row; `None` at the end. Cancel safe: a dropped call loses no row.
+    /// The next row; `None` at the end. Cancel safe: a dropped call loses no row, and asks nothing
+    /// anew.
     async fn next(&mut self) -> SpannerResult<Option<Row>>;
 }
 
@@ -88,7 +90,7 @@ pub trait BatchRead: Debug + Send + Sync {
     /// must be one that Spanner can cut (`PartitionQuery`): a plain `SELECT` of one table is.
     async fn partition(&self, statement: Statement, max_parts: u32) -> SpannerResult<Vec<String>>;
 
-    /// Runs a part.
+    /// Runs a part; what is wrong with it may be told with its first row only.
     async fn read(&self, part: &str) -> SpannerResult<Box<dyn Rows>>;
 }
 

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anabranch_core::{
     Checkpoint, Checkpointer, DeadLetterStore, Error, Lane, ProgressStore, Result, Saved, Sink, SinkInfo, SinkWriter,
-    TargetSchema, Version,
+    TargetSchema, Verifier, Version,
 };
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
@@ -33,8 +33,12 @@ use crate::client::{
     Work,
 };
 use crate::{SpannerCheckpointer, SpannerDeadLetters};
+pub(crate) use codec::Codec;
 pub use config::SpannerSinkConfig;
+pub(crate) use contract::route;
+pub(crate) use describe::table as describe_table;
 pub(crate) use dialect::{Dialect, int64, string};
+pub(crate) use native::Native;
 use writer::SpannerWriter;
 
 /// The longest tag (Spanner's documentation, "Troubleshooting with request tags and transaction tags").
@@ -351,6 +355,10 @@ impl Sink for SpannerSink {
     }
 
     fn target(&self) -> Option<&dyn TargetSchema> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 }

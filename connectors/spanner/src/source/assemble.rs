@@ -13,6 +13,7 @@ use anabranch_core::{
 };
 use bytes::Bytes;
 
+use super::catalog::is_own;
 use super::hold::Held;
 use super::place;
 use super::rows;
@@ -128,6 +129,11 @@ impl Assembler {
         self.news = true;
     }
 
+    /// The query ended before the partition: the next one begins at what was heard last.
+    pub(crate) fn stopped(&mut self) {
+        self.news = true;
+    }
+
     /// Whether [`Assembler::take`] has something to give when it is flushed.
     pub(crate) fn has_news(&self) -> bool {
         self.news || self.batch.is_some()
@@ -181,7 +187,8 @@ impl Assembler {
         }
         while let Some(record) = open.records.front() {
             let table = self.tables.name(&record.table);
-            if self.skip.copied.get(&table).is_none_or(|at| open.commit > *at) {
+            let copied = self.skip.copied.get(&table).is_some_and(|at| open.commit <= *at);
+            if !copied && !is_own(&table) {
                 let fit = self.tables.fit(record);
                 let batch = self.batch.get_or_insert_with(|| BatchBuilder::new(self.partition.clone()));
                 open.place = rows::append(batch, record, &fit, open.place, BATCH_BYTES)

@@ -118,6 +118,16 @@ pub(crate) struct Table {
     pub(crate) kinds: Arc<[Kind]>,
 }
 
+/// Tables that the sink, the checkpointer and the dead letters of this crate keep in a database for
+/// themselves. A change stream for all tables has them, and a pipeline in the other direction must not
+/// carry them back.
+const OWN: [&str; 4] = ["anabranch_lane", "anabranch_position", "anabranch_checkpoint", "anabranch_dead_letter"];
+
+/// Whether the table is one of this crate's own.
+pub(crate) fn is_own(table: &TableName) -> bool {
+    OWN.contains(&table.name.as_str()) && matches!(table.schema.as_str(), "" | "public")
+}
+
 /// Asks one database.
 pub(crate) struct Catalog<'a> {
     client: &'a dyn Client,
@@ -198,7 +208,7 @@ impl<'a> Catalog<'a> {
         for row in self.rows(Statement::new(sql)).await? {
             let [schema, table, name, native] = texts(&row)?;
             let table = TableName::new(schema, table);
-            let Some(key) = keys.get(&table) else { continue };
+            let Some(key) = keys.get(&table).filter(|_| !is_own(&table)) else { continue };
             let is_key = key.iter().any(|k| k == name);
             let generated = text(&row, 5).unwrap_or("NEVER") != "NEVER";
             if (generated && !is_key) || !stream.watches(&table, name, is_key) {

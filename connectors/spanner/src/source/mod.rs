@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anabranch_core::{
     ChangeReader, Checkpoint, Error, ErrorKind, Marker, Partition, PartitionId, Position, Result, Retention,
     RetentionLeft, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableName, TableSchema,
+    Verifier,
 };
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
@@ -306,6 +307,10 @@ impl Source for Spanner {
     }
 
     fn retention(&self) -> Option<&dyn Retention> {
+        Some(self)
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
         Some(self)
     }
 

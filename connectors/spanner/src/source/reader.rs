@@ -159,6 +159,12 @@ impl Reader {
         self.rows = None;
     }
 
+    /// There is more, for another query.
+    fn stop(&mut self) {
+        self.assembler.stopped();
+        self.end = Some(End::Stopped);
+    }
+
     /// The query ended. A partition is over only if it told which go on, or at the end of the pipeline:
     /// else there is more to read, from what was heard last on.
     async fn on_end(&mut self) -> Result<()> {
@@ -171,7 +177,7 @@ impl Reader {
             return Ok(());
         }
         if self.has_advanced() && self.assembler.heard() < self.shared.end.or(Some(Instant::MAX)) {
-            self.end = Some(End::Stopped);
+            self.stop();
             return Ok(());
         }
         if let Some(end) = self.shared.end
@@ -193,7 +199,7 @@ impl Reader {
         // A long query is cut now and then: what came before is no failure.
         if e.code.is_transient() && self.has_advanced() {
             tracing::debug!(partition = %self.id, error = %e, "a change stream's query was cut");
-            self.end = Some(End::Stopped);
+            self.stop();
             return Ok(());
         }
         Err(self.refused(e))

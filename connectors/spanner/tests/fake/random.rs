@@ -331,7 +331,6 @@ async fn transactions_of_any_partition_tree_arrive_whole_and_in_order() {
     }
 }
 
-#[ignore = "stalls: SEED=0 ends with partitions that wait for each other; by key it passes"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn transactions_of_mutable_key_ranges_arrive_whole_and_in_order() {
     for seed in seeds() {

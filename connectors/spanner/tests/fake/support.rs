@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anabranch_core::memory::MemorySink;
-use anabranch_core::pipeline::{PipelineBuilder, SnapshotMode};
+use anabranch_core::pipeline::{PipelineBuilder, RetryLimits, SnapshotMode};
 use anabranch_core::{Pipeline, RunningPipeline, TableName, Value};
 use anabranch_spanner::Spanner;
 use anabranch_spanner::client::Instant;
@@ -38,7 +38,8 @@ pub(crate) fn source(fake: &FakeSpanner, start: Time) -> Spanner {
 
 pub(crate) fn pipeline(fake: &FakeSpanner, start: Time, sink: &MemorySink) -> PipelineBuilder {
     let builder = Pipeline::builder("fake").source(source(fake, start)).sink(sink.clone());
-    builder.create_tables(true).snapshot(SnapshotMode::Never)
+    let retry = RetryLimits { first: Duration::from_millis(10), ..RetryLimits::default() };
+    builder.create_tables(true).snapshot(SnapshotMode::Never).retry(retry)
 }
 
 pub(crate) async fn start(builder: PipelineBuilder) -> RunningPipeline {

@@ -298,6 +298,40 @@ async fn a_reader_may_be_dropped_and_opened_anywhere() {
     }
 }
 
+/// A partition with nothing to say answers its query late: a call that is dropped meanwhile, as the
+/// runtime does for acknowledgements, goes on where it was, and does not ask anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_partition_is_asked_once() {
+    let mut stream = Stream::new("orders");
+    stream.root("a", t(0)).commit(insert(t(30), &["a"], 1, "1"));
+    let fake = script(stream, t(0)).start();
+    let source = source(&fake).heartbeat_ms(300_000);
+    source.prepare(None).await.unwrap();
+    let partition = Partition {
+        start: source.partitions().await.unwrap()[0].start.clone(),
+        ..Partition::root(PartitionId::new("a"))
+    };
+    let mut reader = source.open(&partition, &StartFrom::default()).await.unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while fake.asked().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "the query is never asked");
+        assert!(poll_times(&mut *reader, 1).await.is_none());
+    }
+    for _ in 0..100 {
+        assert!(poll_times(&mut *reader, 1).await.is_none());
+        tokio::task::yield_now().await;
+    }
+    fake.set_time(t(400));
+    let mut changes = 0;
+    while changes == 0 {
+        match reader.next().await.unwrap() {
+            Next::Batch(batch) => changes += batch.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(fake.asked().len(), 1, "{:?}", fake.asked());
+}
+
 /// The result of `next`, or `None` if it was polled so often without one: then it is dropped.
 async fn poll_times(reader: &mut dyn ChangeReader, times: u32) -> Option<anabranch_core::Result<Next>> {
     let mut next = reader.next();

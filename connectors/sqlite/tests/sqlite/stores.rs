@@ -75,6 +75,7 @@ fn letter(id: &str, state: LetterState) -> DeadLetter {
         attempts: 1,
         last_attempt: None,
         parked: None,
+        lane: None,
     }
 }
 

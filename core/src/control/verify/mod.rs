@@ -10,9 +10,11 @@
 //!    in between should be in the target as it is: seen twice in the same state, it differs.
 //!
 //! The fingerprints are those of a form that is the same for equal values of all databases
-//! (`1.50` and `1.5` are one decimal). A column whose contract is lossy is not compared.
+//! (`1.50` and `1.5` are one decimal, and JSON is compared as JSON). A column whose contract is lossy is not compared.
 
+mod array;
 mod digest;
+mod json;
 mod normal;
 mod report;
 mod suspects;

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use super::array;
+use super::json::push_json;
 use crate::model::{DataType, ValueRef};
 
 /// Appends the value in a form that is the same for values that are equal by the source's type, and
@@ -48,9 +50,18 @@ fn push_value(data_type: &DataType, value: ValueRef<'_>, out: &mut Vec<u8>) {
 fn push_canonical(data_type: &DataType, text: &str, out: &mut Vec<u8>) {
     match data_type {
         DataType::Decimal { .. } => push_decimal(text, out),
+        DataType::Json if push_json(text, out) => {}
+        DataType::Array(of) => match array::elements(text) {
+            Some(elements) => elements.iter().for_each(|e| match e {
+                Some(element) => push_normal(of, ValueRef::Text(element), out),
+                None => push_normal(of, ValueRef::Null, out),
+            }),
+            None => out.extend_from_slice(text.as_bytes()),
+        },
         DataType::Char { .. } => out.extend_from_slice(text.trim_end_matches(' ').as_bytes()),
-        DataType::Time | DataType::Timestamp => out.extend_from_slice(without_fraction_zeros(text).as_bytes()),
-        DataType::TimestampTz => push_instant(text, out),
+        DataType::Time => out.extend_from_slice(without_fraction_zeros(text).as_bytes()),
+        // A target without times that have no zone keeps them as UTC.
+        DataType::Timestamp | DataType::TimestampTz => push_instant(text, out),
         DataType::Uuid => out.extend(text.bytes().map(|b| b.to_ascii_lowercase())),
         // Of a fixed length: leading zeros tell nothing.
         DataType::Bit { varying: false, .. } => out.extend_from_slice(text.trim_start_matches('0').as_bytes()),
@@ -121,6 +132,28 @@ fn push_decimal(text: &str, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a number of JSON: its digits without zeros at the ends, and the power of ten that they are
+/// times. `None`, with nothing appended, for what is no number.
+pub(super) fn push_number(text: &str, out: &mut Vec<u8>) -> Option<()> {
+    let (mantissa, exponent) = match text.find(['e', 'E']) {
+        Some(at) => (&text[..at], text[at + 1..].parse::<i64>().ok()?),
+        None => (text, 0),
+    };
+    let (sign, digits) = mantissa.strip_prefix('-').map_or(("", mantissa), |digits| ("-", digits));
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    if whole.is_empty() || !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let all = format!("{whole}{fraction}");
+    let significant = all.trim_end_matches('0');
+    let power = exponent - fraction.len() as i64 + (all.len() - significant.len()) as i64;
+    match significant.trim_start_matches('0') {
+        "" => out.push(b'0'),
+        digits => out.extend_from_slice(format!("{sign}{digits}e{power}").as_bytes()),
+    }
+    Some(())
+}
+
 /// Of a time: the zeros at the end of its seconds' digits, also before ` BC`.
 fn without_fraction_zeros(text: &str) -> std::borrow::Cow<'_, str> {
     let (time, era) = text.strip_suffix(" BC").map_or((text, ""), |time| (time, " BC"));
@@ -171,6 +204,7 @@ mod tests {
     fn equal_values_of_different_databases_have_one_form() {
         use ValueRef::*;
         let decimal = DataType::Decimal { precision: None, scale: None };
+        let decimals = DataType::Array(Box::new(decimal.clone()));
         let equal = [
             (&DataType::Bool, Text("t"), Int(1)),
             (&DataType::Bool, Bool(false), Text("0")),
@@ -193,6 +227,9 @@ mod tests {
                 Text("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"),
             ),
             (&DataType::Bit { length: Some(4), varying: false }, Text("0010"), Text("10")),
+            (&DataType::Timestamp, Text("2026-01-01 10:00:00.5"), Text("2026-01-01 10:00:00.500+00")),
+            (&DataType::Json, Text("{\"a\": 1.0}"), Text("{\"a\":1}")),
+            (&decimals, Text("{1.50,NULL,2}"), Text("{1.5,NULL,\"2.0\"}")),
         ];
         for (data_type, a, b) in equal {
             assert_eq!(normal(data_type, a), normal(data_type, b), "{data_type} {a:?} {b:?}");
@@ -204,6 +241,7 @@ mod tests {
         use ValueRef::*;
         let text = DataType::Text { max_chars: None };
         let decimal = DataType::Decimal { precision: None, scale: None };
+        let texts = DataType::Array(Box::new(text.clone()));
         let different = [
             (&text, Text("a"), Text("a ")),
             (&text, Text("a"), Text("A")),
@@ -217,6 +255,11 @@ mod tests {
             (&DataType::Bytes, Text("\\x00"), Text("\\x0000")),
             (&DataType::Bytes, Text("\\x0"), Bytes(&[0])),
             (&DataType::Bit { length: None, varying: true }, Text("0010"), Text("10")),
+            (&DataType::Json, Text("{\"a\": 1}"), Text("{\"a\": 2}")),
+            (&DataType::Json, Text("not json"), Text("not  json")),
+            (&texts, Text("{a,NULL}"), Text("{a,\"NULL\"}")),
+            (&texts, Text("{\"a,b\"}"), Text("{a,b}")),
+            (&texts, Text("{{a},{b}}"), Text("{{a,b}}")),
         ];
         for (data_type, a, b) in different {
             assert_ne!(normal(data_type, a), normal(data_type, b), "{data_type} {a:?} {b:?}");

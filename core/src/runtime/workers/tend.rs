@@ -4,6 +4,7 @@
 //! lanes writes, that no letter of the key is open any more. So what is applied here is never
 //! overtaken, nor overtakes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +12,15 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::held::Held;
+use crate::dead_letter::{DeadLetter, DeadLetterStore};
 use crate::error::{ErrorKind, Result};
+use crate::leases::pipeline_of;
+use crate::model::PartitionId;
 use crate::pipeline::Spec;
+use crate::runtime::in_order::InOrder;
 use crate::runtime::keeper::Keeper;
 use crate::runtime::letters::{Letters, RETRIED};
-use crate::sink::{Claim, Lane, LanePurpose};
+use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
 
 /// How often open letters are tried again, and the wait after an error.
 const EVERY: Duration = Duration::from_secs(10);
@@ -70,8 +75,38 @@ async fn until_error(spec: &Spec, held: &Arc<Held>, stop: &CancellationToken) ->
             let lane =
                 Lane { pipeline: Arc::clone(&pipeline), index: 0, count: 1, epoch, purpose: LanePurpose::Stream };
             let mut writer = spec.sink.open(lane).await?;
-            letters.retry(writer.as_mut()).await?;
+            let passed = passed(spec, store).await?;
+            letters.retry_those(writer.as_mut(), |letter| stands(letter, &passed)).await?;
             writer.close().await?;
         }
+    }
+}
+
+/// What the lanes have passed of each partition that has open letters. `None`: the target does not tell.
+type Passed = Option<HashMap<PartitionId, Vec<LaneProgress>>>;
+
+/// Reads it anew: the partitions are written to by other workers meanwhile, and only ever move on.
+async fn passed(spec: &Spec, store: &Arc<dyn DeadLetterStore>) -> Result<Passed> {
+    let Some(progress) = spec.sink.progress() else { return Ok(None) };
+    let open = InOrder::begin(Arc::clone(store), Arc::clone(&spec.letters_of)).await?;
+    let mut passed = HashMap::new();
+    for partition in open.partitions() {
+        passed.insert(partition.clone(), progress.read(&pipeline_of(&spec.letters_of, partition)).await?);
+    }
+    Ok(Some(passed))
+}
+
+/// Whether the lane that put the letter has passed its change: else whoever reads the partition after
+/// a crash is given the change again.
+fn stands(letter: &DeadLetter, passed: &Passed) -> bool {
+    let (Some(by), Some(passed)) = (&letter.lane, passed) else { return true };
+    let lanes = passed.get(&letter.partition).map_or(&[][..], Vec::as_slice);
+    let has = |lane: &LaneProgress| {
+        lane.partitions.get(&letter.partition).is_some_and(|p| letter.position.rank <= p.position.rank)
+    };
+    match lanes.iter().find(|l| l.lane == by.lane) {
+        Some(lane) => has(lane),
+        // There were more lanes then.
+        None => !lanes.is_empty() && lanes.iter().all(has),
     }
 }

@@ -150,5 +150,6 @@ fn letter(n: u8, state: LetterState) -> DeadLetter {
         attempts: 1,
         last_attempt: Some(Timestamp::from_micros(1)),
         parked: None,
+        lane: None,
     }
 }

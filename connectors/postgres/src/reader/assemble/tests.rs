@@ -10,7 +10,8 @@ use crate::decode::message::frames::{self, Frame};
 fn assembler(position: Position, copied: &[(&str, u64)], policy: SchemaChange) -> Assembler {
     let copied: HashMap<_, _> = copied.iter().map(|(t, lsn)| (TableName::new("public", *t), Lsn(*lsn))).collect();
     let relations = Relations::new([], copied, policy);
-    Assembler::new(PartitionId::new("slot"), relations, Start { position, drop_origins: true }).unwrap()
+    Assembler::new(PartitionId::new("slot"), relations, Start { position, drop_origins: true, ranking: Ranking::Log })
+        .unwrap()
 }
 
 fn apply(a: &mut Assembler, frame: Vec<u8>) -> Result<()> {

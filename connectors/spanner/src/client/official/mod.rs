@@ -113,8 +113,7 @@ impl Official {
 impl Client for Official {
     async fn query(&self, query: Statement, at: ReadAt) -> SpannerResult<Box<dyn Rows>> {
         let read = self.client.single_use().set_timestamp_bound(bound(at)).build();
-        let rows = read.execute_query(statement(query)).await.map_err(|e| error(&e))?;
-        Ok(Box::new(OfficialRows(rows)))
+        Ok(Box::new(OfficialRows::new(async move { read.execute_query(statement(query)).await })))
     }
 
     async fn batch_read(&self, at: ReadAt) -> SpannerResult<Arc<dyn BatchRead>> {

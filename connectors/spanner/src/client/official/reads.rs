@@ -1,6 +1,8 @@
 //! Queries, plain and in parts.
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use google_cloud_spanner::Error;
 use google_cloud_spanner::batch::{BatchReadOnlyTransaction, Partition};
 use google_cloud_spanner::client::DatabaseClient;
 use google_cloud_spanner::model::PartitionOptions;
@@ -17,19 +19,62 @@ pub(super) fn bound(at: ReadAt) -> TimestampBound {
     }
 }
 
-/// The rows of a query. The client's `next` keeps what it has received in its own state, so that a
-/// dropped call loses nothing.
-#[derive(Debug)]
-pub(super) struct OfficialRows(pub(super) ResultSet);
+/// The rows of a query.
+///
+/// The client must not be dropped amid a call: it asks for the first row before it gives anything (a
+/// quiet change stream has none for as long as a heartbeat takes), and one that is dropped while it
+/// mends a broken connection tells of an end that is none. So its calls live here, and whoever drops
+/// [`Rows::next`] finds them again.
+pub(super) struct OfficialRows(State);
+
+enum State {
+    Idle(Box<ResultSet>),
+    Asking(BoxFuture<'static, Asked>),
+    Ended,
+    /// After an error: what might follow would look like an end.
+    Failed,
+}
+
+/// The next row, and the rest of them unless it was the last.
+type Asked = Result<(Option<Row>, Box<ResultSet>), SpannerError>;
+
+impl OfficialRows {
+    /// `opening`: the call that gives the rows. It is made with the first [`Rows::next`].
+    pub(super) fn new(opening: impl Future<Output = Result<ResultSet, Error>> + Send + 'static) -> Self {
+        Self(State::Asking(Box::pin(async {
+            let rows = opening.await.map_err(|e| error(&e))?;
+            ask(Box::new(rows)).await
+        })))
+    }
+}
+
+async fn ask(mut rows: Box<ResultSet>) -> Asked {
+    match rows.next().await {
+        Some(Ok(values)) => Ok((Some(row(values.into_values())?), rows)),
+        Some(Err(e)) => Err(error(&e)),
+        None => Ok((None, rows)),
+    }
+}
 
 #[async_trait]
 impl Rows for OfficialRows {
     async fn next(&mut self) -> SpannerResult<Option<Row>> {
-        match self.0.next().await {
-            Some(Ok(values)) => row(values.into_values()).map(Some),
-            Some(Err(e)) => Err(error(&e)),
-            None => Ok(None),
+        if let State::Idle(_) = self.0
+            && let State::Idle(rows) = std::mem::replace(&mut self.0, State::Failed)
+        {
+            self.0 = State::Asking(Box::pin(ask(rows)));
         }
+        let asked = match &mut self.0 {
+            State::Asking(asking) => asking.await,
+            State::Ended => return Ok(None),
+            State::Idle(_) | State::Failed => {
+                return Err(SpannerError::new(Code::Unavailable, "the query has failed before"));
+            }
+        };
+        self.0 = State::Failed;
+        let (row, rows) = asked?;
+        self.0 = if row.is_some() { State::Idle(rows) } else { State::Ended };
+        Ok(row)
     }
 }
 
@@ -69,7 +114,7 @@ impl BatchRead for OfficialBatchRead {
     async fn read(&self, part: &str) -> SpannerResult<Box<dyn Rows>> {
         let part: Partition = serde_json::from_str(part)
             .map_err(|e| SpannerError::new(Code::InvalidArgument, format!("no part of a query: {e}")))?;
-        let rows = part.execute(&self.client).await.map_err(|e| error(&e))?;
-        Ok(Box::new(OfficialRows(rows)))
+        let client = self.client.clone();
+        Ok(Box::new(OfficialRows::new(async move { part.execute(&client).await })))
     }
 }

@@ -26,6 +26,11 @@ pub trait SourceUnderTest: Send + Sync {
 
     /// Commits these statements as one transaction.
     async fn commit(&self, statements: &[Statement]);
+
+    /// Whether a [`Statement::Rekey`] comes as a [`Statement::Delete`] and a [`Statement::Insert`].
+    fn splits_key_updates(&self) -> bool {
+        false
+    }
 }
 
 /// A statement on the table.

@@ -48,13 +48,20 @@ impl<'a> Story<'a> {
         Self { target, source, identity, partition, at: None, rows: BTreeMap::new(), next_id: 1 }
     }
 
-    /// Commits a transaction, and keeps account of the rows.
+    /// Commits a transaction, and keeps account of the rows. Gives what is to be read of it.
     pub(super) async fn commit(&mut self, statements: Vec<Statement>) -> Vec<Statement> {
+        let mut sent = Vec::with_capacity(statements.len());
         for statement in &statements {
             apply(&mut self.rows, statement);
+            match statement {
+                Statement::Rekey(old, new) if self.target.splits_key_updates() => {
+                    sent.extend([Statement::Delete(*old), Statement::Insert(*new, self.rows[new].clone())]);
+                }
+                statement => sent.push(statement.clone()),
+            }
         }
         self.target.commit(&statements).await;
-        statements
+        sent
     }
 
     /// Some transactions of different statements.

@@ -1,20 +1,25 @@
 //! Rows that the target refuses: find the one at fault, stop or set it aside, hold what follows it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod held;
+mod lanes;
+mod retry;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use held::Held;
+pub(crate) use held::OpenLetters;
+pub(super) use held::keys_of;
+pub(super) use retry::unit_of;
+
 use super::in_order::InOrder;
-use crate::dead_letter::{Classes, DeadLetter, DeadLetterStore, LetterClass, LetterState, Parked};
+use crate::dead_letter::{Classes, DeadLetter, DeadLetterStore, LetterClass, LetterLane, LetterState, Parked};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{
-    BatchBuilder, ChangeRef, Counters, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Selection, TableName,
-    TableSchema, Timestamp, Transaction, Unit, UnitId, UnitKind, UnitSlice,
-};
-use crate::net_effect::key_bytes;
+use crate::model::{ChangeRef, Counters, Op, Part, PartitionId, Position, Progress, Rank, RowRef, Unit};
 use crate::sink::{Durability, SinkWriter};
 use crate::source::Source;
 
@@ -82,6 +87,10 @@ impl LaneName {
     pub(super) fn parked(&self) -> Option<Parked> {
         self.shard.as_ref().map(|shard| Parked { shard: shard.to_string(), lane: self.lane })
     }
+
+    pub(super) fn of_letter(&self) -> LetterLane {
+        LetterLane { shard: self.shard.as_ref().map(|shard| shard.to_string()), lane: self.lane }
+    }
 }
 
 /// The dead letters of a pipeline, and the keys that wait behind them. Shared by its lanes.
@@ -101,57 +110,6 @@ pub(crate) struct Letters {
     pub(crate) shards: Option<Arc<[Arc<str>]>>,
     held: Mutex<Held>,
     put: AtomicU64,
-}
-
-/// The shard, where each is a database of its own, the table and the key.
-pub(super) type HeldKey = (Option<Arc<str>>, TableName, Box<[u8]>);
-
-#[derive(Debug, Default)]
-struct Held {
-    /// Each shard is a database of its own: one key is another row in each.
-    sharded: bool,
-    keys: HashSet<HeldKey>,
-    shards: HashSet<String>,
-    /// Open letters by shard; of none: an empty name.
-    open: BTreeMap<String, OpenLetters>,
-}
-
-/// Letters that wait, of one shard.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct OpenLetters {
-    pub(crate) retryable: u64,
-    pub(crate) severe: u64,
-    /// The commit time of the oldest.
-    pub(crate) oldest: Option<Timestamp>,
-}
-
-impl Held {
-    fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.shards.is_empty()
-    }
-
-    fn touches(&self, change: ChangeRef<'_>) -> bool {
-        change.shard().is_some_and(|s| self.shards.contains(&**s))
-            || keys_of(change, self.sharded).iter().any(|k| self.keys.contains(k))
-    }
-
-    fn count(&mut self, letter: &DeadLetter) {
-        self.open.entry(letter.shard.clone().unwrap_or_default()).or_default().add(letter);
-    }
-}
-
-impl OpenLetters {
-    pub(crate) fn add(&mut self, letter: &DeadLetter) {
-        match letter.class {
-            LetterClass::Severe => self.severe += 1,
-            LetterClass::Retry => self.retryable += 1,
-            LetterClass::Skip | LetterClass::Filtered => return,
-        }
-        self.oldest = match (self.oldest, letter.commit_time) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-    }
 }
 
 impl Letters {
@@ -210,7 +168,8 @@ impl Letters {
             && self.is_halted(shard)
         {
             let reason = format!("waits behind an earlier dead letter of shard {shard}");
-            let letters: Vec<_> = unit.changes().filter(|c| is_row(*c)).map(|c| held_letter(c, &reason)).collect();
+            let rows = unit.changes().filter(|c| is_row(*c));
+            let letters: Vec<_> = rows.map(|c| held_letter(c, lane, &reason)).collect();
             self.put(&letters).await?;
             let mut passed = unit.retain(|_| false);
             passed.transactions = 0;
@@ -228,7 +187,7 @@ impl Letters {
                 if all || self.with_held(|held| held.touches(change)) {
                     self.with_held(|held| held.keys.extend(keys_of(change, held.sharded)));
                     waiting.insert((change.partition().clone(), change.rank()));
-                    letters.push(held_letter(change, "waits behind an earlier dead letter of its key"));
+                    letters.push(held_letter(change, lane, "waits behind an earlier dead letter of its key"));
                 }
             }
         }
@@ -272,7 +231,7 @@ impl Letters {
         lane: &LaneName,
         tokens: &HashMap<PartitionId, Bytes>,
     ) -> Result<(Durability, Counters)> {
-        let error = match self.write(writer, unit).await {
+        let error = match self.write(writer, unit, lane).await {
             Err(e) if e.kind() == ErrorKind::Rejected => e,
             other => return other,
         };
@@ -289,7 +248,7 @@ impl Letters {
             let unit = self.hold(unit, lane).await?;
             let error = match known.take() {
                 Some(error) => error,
-                None => match self.write(writer, &unit).await {
+                None => match self.write(writer, &unit, lane).await {
                     Err(e) if e.kind() == ErrorKind::Rejected => e,
                     other => {
                         let (written, counters) = other?;
@@ -304,13 +263,13 @@ impl Letters {
                 smaller.reverse();
                 rest.append(&mut smaller);
             } else {
-                durability = self.refuse(writer, &unit, error).await?;
+                durability = self.refuse(writer, &unit, lane, error).await?;
             }
         }
         Ok((durability, applied))
     }
 
-    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit) -> Result<(Durability, Counters)> {
+    async fn write(&self, writer: &mut dyn SinkWriter, unit: &Unit, lane: &LaneName) -> Result<(Durability, Counters)> {
         let written = writer.write(unit).await?;
         let changes = unit.row_changes().saturating_sub(written.rejected.len() as u64);
         let (transactions, stale) = (unit.transactions, written.stale);
@@ -320,7 +279,7 @@ impl Letters {
             if self.policy.on_rejected == OnRejected::Stop {
                 return Err(self.stopped_at(change, 1, rejected.error));
             }
-            self.set_aside(&[change], &rejected.error).await?;
+            self.set_aside(&[change], lane, &rejected.error).await?;
         }
         Ok((written.durability, counters))
     }
@@ -346,7 +305,13 @@ impl Letters {
     }
 
     /// Treats a transaction, or a change, that the target refuses by itself.
-    async fn refuse(&self, writer: &mut dyn SinkWriter, unit: &Unit, error: Error) -> Result<Durability> {
+    async fn refuse(
+        &self,
+        writer: &mut dyn SinkWriter,
+        unit: &Unit,
+        lane: &LaneName,
+        error: Error,
+    ) -> Result<Durability> {
         let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
         let Some(&first) = changes.first() else { return Err(error) };
         match self.policy.on_rejected {
@@ -359,18 +324,21 @@ impl Letters {
             }),
             OnRejected::DeadLetter => {}
         }
-        self.set_aside(&changes, &error).await?;
+        self.set_aside(&changes, lane, &error).await?;
         // The letters are durable: the progress may pass them.
         let mut passed = unit.retain(|_| false);
         passed.transactions = 0;
         Ok(writer.write(&passed).await?.durability)
     }
 
-    async fn set_aside(&self, changes: &[ChangeRef<'_>], error: &Error) -> Result<()> {
+    async fn set_aside(&self, changes: &[ChangeRef<'_>], lane: &LaneName, error: &Error) -> Result<()> {
         let reason = error.report();
         let class = self.policy.classes.of(&reason);
-        let letters: Vec<_> =
-            changes.iter().map(|c| DeadLetter::from_change(*c, class, LetterState::Open, &reason)).collect();
+        let letter = |change: &ChangeRef<'_>| {
+            let letter = DeadLetter::from_change(*change, class, LetterState::Open, &reason);
+            DeadLetter { lane: Some(lane.of_letter()), ..letter }
+        };
+        let letters: Vec<_> = changes.iter().map(letter).collect();
         self.put(&letters).await?;
         self.with_held(|held| held.keys.extend(changes.iter().flat_map(|c| keys_of(*c, held.sharded))));
         tracing::warn!(pipeline = %self.pipeline, letters = letters.len(), %reason, "put into the dead-letter store");
@@ -389,104 +357,6 @@ impl Letters {
         self.put.fetch_add(open.clone().count() as u64, Ordering::Relaxed);
         self.with_held(|held| open.for_each(|letter| held.count(letter)));
         Ok(())
-    }
-
-    /// Tries the open letters again, in source order. A letter that is refused again blocks those
-    /// behind it. Called while every lane is idle, so that no change of a held key is under way.
-    pub(crate) async fn retry(&self, writer: &mut dyn SinkWriter) -> Result<Counters> {
-        let mut applied = Counters::default();
-        let mut blocked = Held::default();
-        let waiting = if self.retries { self.waiting(PASS).await? } else { Vec::new() };
-        for group in self.groups(&waiting) {
-            let unit = unit_of(group)?;
-            let is_blocked = unit.changes().any(|c| blocked.touches(c));
-            let wanted = group.iter().all(|l| self.is_due(l));
-            if is_blocked || !wanted || !self.try_group(writer, &unit, group).await? {
-                blocked.keys.extend(unit.changes().flat_map(|c| keys_of(c, false)));
-            } else {
-                applied.changes += unit.row_changes();
-            }
-        }
-        self.reload().await.map(|()| applied)
-    }
-
-    /// Whether it may be tried again by itself, and it is time to. An operator who asks for another
-    /// try sets its attempts to 0.
-    pub(super) fn is_due(&self, letter: &DeadLetter) -> bool {
-        // The ticks that ask are this far apart.
-        let always = self.policy.retry_after <= LetterPolicy::default().retry_after;
-        let wait = i64::try_from(self.policy.retry_after.as_micros()).unwrap_or(i64::MAX);
-        let waited = |at: Timestamp| always || Timestamp::now().micros_since(at) >= wait;
-        letter.class != LetterClass::Severe && (letter.attempts == 0 || letter.last_attempt.is_none_or(waited))
-    }
-
-    /// Marks a letter that an earlier run had applied when it died before it could mark it.
-    pub(crate) async fn finish_interrupted_retry(&self, last_applied: &[u8]) -> Result<()> {
-        let (Some(store), Ok(id)) = (&self.store, std::str::from_utf8(last_applied)) else { return Ok(()) };
-        let Some(letter) = store.get(&self.pipeline, id).await? else { return Ok(()) };
-        if letter.state.is_open() {
-            // In `transaction` order its transaction was applied with it.
-            let waiting = if self.whole_transactions { self.waiting(usize::MAX).await? } else { vec![letter] };
-            let done = self.groups(&waiting).into_iter().find(|g| g.iter().any(|l| l.id == id));
-            let applied: Vec<_> = done.unwrap_or_default().iter().map(|l| marked(l, LetterState::Applied)).collect();
-            store.put(&self.pipeline, &applied).await?;
-        }
-        Ok(())
-    }
-
-    pub(super) async fn try_group(
-        &self,
-        writer: &mut dyn SinkWriter,
-        unit: &Unit,
-        group: &[DeadLetter],
-    ) -> Result<bool> {
-        let Some(store) = &self.store else { return Ok(false) };
-        let outcome = match writer.write(unit).await {
-            Ok(written) if written.rejected.is_empty() => writer.flush().await.map(|()| None)?,
-            Ok(mut written) => Some(written.rejected.swap_remove(0).error),
-            Err(e) if e.kind() == ErrorKind::Rejected => Some(e),
-            Err(e) => return Err(e),
-        };
-        let marked: Vec<_> = group
-            .iter()
-            .map(|letter| match &outcome {
-                None => marked(letter, LetterState::Applied),
-                Some(error) => {
-                    let mut letter = marked(letter, LetterState::Open);
-                    letter.reason = error.report();
-                    if letter.attempts >= self.policy.max_attempts {
-                        letter.class = LetterClass::Severe;
-                    }
-                    letter
-                }
-            })
-            .collect();
-        store.put(&self.pipeline, &marked).await?;
-        Ok(outcome.is_none())
-    }
-
-    /// The letters that are tried together: a transaction's in `transaction` order, else one.
-    pub(super) fn groups<'a>(&self, letters: &'a [DeadLetter]) -> Vec<&'a [DeadLetter]> {
-        let same = |a: &DeadLetter, b: &DeadLetter| {
-            // Of a transaction that is spread over partitions the prefix is the same in each.
-            self.whole_transactions && a.commit_time == b.commit_time && transaction_of(a) == transaction_of(b)
-        };
-        letters.chunk_by(same).collect()
-    }
-
-    async fn waiting(&self, limit: usize) -> Result<Vec<DeadLetter>> {
-        let Some(store) = &self.store else { return Ok(Vec::new()) };
-        let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(&self.pipeline)).await?;
-        let mut all: Vec<DeadLetter> = Vec::new();
-        while all.len() < limit
-            && let Some(letter) = reading.next().await?
-        {
-            all.push(letter);
-        }
-        // Ids begin with the partition, but a key that moved to a child partition goes on with higher
-        // ranks there. Letters of one transaction and partition stay together.
-        all.sort_by(|a, b| transaction_of(a).cmp(transaction_of(b)).then_with(|| a.id.cmp(&b.id)));
-        Ok(all)
     }
 
     /// Finds anew what is open, and what waits behind it.
@@ -554,14 +424,9 @@ impl Letters {
     }
 }
 
-/// The rank prefix that is the transaction's.
-fn transaction_of(letter: &DeadLetter) -> &[u8] {
-    let rank = letter.position.rank.as_bytes();
-    &rank[..rank.len().saturating_sub(8)]
-}
-
-fn held_letter(change: ChangeRef<'_>, reason: &str) -> DeadLetter {
-    DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason)
+fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLetter {
+    let letter = DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason);
+    DeadLetter { lane: Some(lane.of_letter()), ..letter }
 }
 
 /// Not left out on purpose.
@@ -573,76 +438,9 @@ pub(super) fn is_row(change: ChangeRef<'_>) -> bool {
     matches!(change.op(), Op::Insert | Op::Update | Op::Delete)
 }
 
-/// The keys that a change touches: of the row before and of the row after.
-pub(super) fn keys_of(change: ChangeRef<'_>, sharded: bool) -> BTreeSet<HeldKey> {
-    let Some(schema) = change.table().filter(|t| is_row(change) && !t.key.is_empty()) else { return BTreeSet::new() };
-    let key = |row: RowRef<'_>| {
-        let mut bytes = Vec::new();
-        key_bytes(schema, row, &mut bytes);
-        (change.shard().filter(|_| sharded).cloned(), schema.name.clone(), bytes.into_boxed_slice())
-    };
-    [change.old_row(), change.new_row()].into_iter().flatten().map(key).collect()
-}
-
 fn show(row: RowRef<'_>, index: usize) -> String {
     match row.get(index) {
         crate::ValueRef::Text(text) => text.chars().take(64).collect(),
         other => format!("{other:?}"),
     }
-}
-
-pub(super) fn marked(letter: &DeadLetter, state: LetterState) -> DeadLetter {
-    let mut letter = letter.clone();
-    letter.state = state;
-    letter.attempts += 1;
-    letter.last_attempt = Some(Timestamp::now());
-    letter
-}
-
-/// A unit that applies these letters, in one target transaction, and stores that it did.
-pub(super) fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
-    let mut builder = BatchBuilder::new(PartitionId::new(RETRIED));
-    let mut schemas: Vec<Arc<TableSchema>> = Vec::new();
-    for letter in letters {
-        // Under its own rank: a sink may keep versions of rows.
-        let rank = letter.position.rank.as_bytes();
-        let (prefix, number) = rank.split_at(rank.len().saturating_sub(8));
-        let sequence = number.try_into().map_or(1, u64::from_be_bytes);
-        let rank = Bytes::copy_from_slice(prefix);
-        builder.begin(Transaction { rank, commit_time: letter.commit_time, ..Transaction::default() }, sequence);
-        let schema = match schemas.iter().find(|s| ***s == letter.schema) {
-            Some(schema) => Arc::clone(schema),
-            None => {
-                schemas.push(Arc::new(letter.schema.clone()));
-                Arc::clone(&schemas[schemas.len() - 1])
-            }
-        };
-        let index = builder.schema(&schema);
-        builder.change(letter.op, index);
-        if let Some(old) = &letter.old {
-            let full = old.iter().all(|v| !v.as_ref().is_unchanged());
-            builder.old_row(if full { crate::OldImage::Full } else { crate::OldImage::Key });
-            old.iter().for_each(|v| builder.push(v.as_ref()));
-        }
-        if let Some(new) = &letter.new {
-            builder.new_row();
-            new.iter().for_each(|v| builder.push(v.as_ref()));
-        }
-        if let Some(shard) = &letter.shard {
-            builder.shard(shard);
-        }
-    }
-    let last = letters.last().map_or_else(String::new, |l| l.id.clone());
-    let end = Position::new(Rank::of_end(&[0; 8]), last);
-    builder.commit(end.clone());
-    let batch = Arc::new(builder.finish(end.clone(), None)?);
-    let changes = Selection::Range(0..batch.len() as u32);
-    Ok(Unit {
-        id: UnitId(u64::MAX),
-        kind: UnitKind::Stream,
-        part: Part::Whole,
-        slices: vec![UnitSlice { batch, changes }],
-        transactions: 0,
-        progress: vec![Progress { partition: PartitionId::new(RETRIED), position: end, safe_time: None }],
-    })
 }

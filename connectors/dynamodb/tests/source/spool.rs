@@ -1,0 +1,124 @@
+//! Copies that take longer than the stream keeps what changes meanwhile.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anabranch_core::pipeline::SnapshotMode;
+use anabranch_core::{ErrorKind, Snapshotter, Source};
+use anabranch_dynamodb::DynamoDb;
+use anabranch_dynamodb_fake::n;
+
+use super::support::{Bench, orders, put, shop};
+
+const DAY_AND_MORE: Duration = Duration::from_secs(25 * 3600);
+
+/// A copy that stands still after some pages.
+async fn stalled(bench: &Bench, source: impl Fn() -> DynamoDb) -> anabranch_core::RunningPipeline {
+    let running = bench.pipeline("test", source()).start().await.expect("start");
+    bench.rows.until(|| bench.fake.calls("Scan") >= 3, || "no scan").await;
+    bench.fake.fail("Scan", "ProvisionedThroughputExceededException", 1_000_000);
+    running
+}
+
+fn files(folder: &Path) -> Vec<Vec<u8>> {
+    let tables = fs::read_dir(folder).into_iter().flatten().flatten().map(|f| f.path());
+    let all = tables.flat_map(|table| fs::read_dir(table).into_iter().flatten().flatten());
+    all.filter(|f| f.path().extension().is_some_and(|e| e == "spool")).filter_map(|f| fs::read(f.path()).ok()).collect()
+}
+
+/// How many items with this number are in the spool.
+fn spooled(folder: &Path, v: u32) -> usize {
+    let text = format!("{{\"N\":\"{v}\"}}");
+    files(folder).iter().map(|f| f.windows(text.len()).filter(|w| *w == text.as_bytes()).count()).sum()
+}
+
+#[tokio::test]
+async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..100).for_each(|id| put(&bench.fake, id, 1));
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
+    let running = stalled(&bench, source).await;
+    // Changes, deletes, a shard that ends and one that splits: all of it is gone from the stream later.
+    (50..60).for_each(|id| bench.fake.delete("orders", &[("id", n(id))]));
+    (0..50).for_each(|id| put(&bench.fake, id, 4777));
+    let shard = bench.fake.open_shards("orders").remove(0);
+    let children = bench.fake.split("orders", &shard);
+    (0..50).for_each(|id| put(&bench.fake, id, 4778));
+    bench.fake.roll("orders", &children[0]);
+    bench.rows.until(|| spooled(folder.path(), 4778) >= 50, || spooled(folder.path(), 4778)).await;
+    assert!(spooled(folder.path(), 4777) >= 50);
+    drop(running); // As a kill does.
+
+    bench.fake.advance(DAY_AND_MORE);
+    assert!(bench.fake.state().stream("orders").shards.len() < 4, "shards are gone");
+    let running = bench.pipeline("test", source()).start().await.expect("start");
+    (60..70).for_each(|id| put(&bench.fake, id, 4779));
+    bench.rows.until(|| spooled(folder.path(), 4779) >= 10, || "what came after the restart is not spooled").await;
+    let scans = bench.fake.calls("Scan");
+    bench.fake.heal();
+    bench.rows.equal(&bench.fake, "orders").await;
+    assert!(bench.fake.calls("Scan") > scans);
+    assert!(!bench.rows.of("orders").contains_key("55"), "no deleted item is alive");
+    // What follows comes from the stream, and nothing is left on the disk.
+    (0..100).for_each(|id| put(&bench.fake, id, 9));
+    bench.rows.equal(&bench.fake, "orders").await;
+    bench.rows.until(|| files(folder.path()).is_empty(), || files(folder.path()).len()).await;
+    running.stop().await.expect("stop");
+    // And a restart needs none.
+    let running = bench.pipeline("test", source()).start().await.expect("start");
+    put(&bench.fake, 1, 10);
+    bench.rows.equal(&bench.fake, "orders").await;
+    running.stop().await.expect("stop");
+}
+
+#[tokio::test]
+async fn a_spool_that_is_full_leaves_the_rest_to_the_stream() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path()).spool_max_bytes(2000);
+    let running = stalled(&bench, source).await;
+    (0..50).for_each(|id| put(&bench.fake, id, 2));
+    bench.rows.until(|| bench.fake.calls("GetRecords") > 0, || "no read").await;
+    bench.fake.heal();
+    bench.rows.equal(&bench.fake, "orders").await;
+    running.stop().await.expect("stop");
+    assert!(files(folder.path()).iter().map(Vec::len).sum::<usize>() < 60_000);
+}
+
+#[tokio::test]
+async fn a_scan_that_cannot_be_through_in_time_needs_a_spool() {
+    let fake = shop().await;
+    (0..1000).for_each(|id| put(&fake, id, 1));
+    let folder = tempfile::tempdir().expect("a folder");
+    let slow = || orders(&fake).scan_capacity(0.0001);
+    for (source, ok) in [(slow(), false), (slow().spool(folder.path()), true)] {
+        source.prepare(None).await.expect("prepare");
+        let tables = source.tables().await.expect("tables");
+        match source.begin(&tables).await {
+            Ok(_) => assert!(ok),
+            Err(e) => {
+                assert!(!ok, "{}", e.report());
+                assert_eq!(e.kind(), ErrorKind::Config);
+                assert!(e.to_string().starts_with("source.spool: the scan of orders takes about 34 hours"), "{e}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_to_is_named() {
+    let fake = shop().await;
+    put(&fake, 1, 1);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let source = orders(&fake).spool(file.path());
+    source.prepare(None).await.expect("prepare");
+    let error = source.begin(&source.tables().await.expect("tables")).await.err().expect("a file is no folder");
+    assert!(error.report().contains("source.spool"), "{}", error.report());
+}

@@ -1,0 +1,146 @@
+//! A crash run between two databases that behave as YugabyteDB does: proxies before PostgreSQL, see
+//! `connectors/yugabyte/fake`. Beside the kills, the target refuses statements for now all the while.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anabranch_servers::PgVersion;
+use anabranch_testkit::history::{Consistency, Observation, Options};
+use anabranch_yugabyte_fake::{Fake, Options as FakeOptions};
+use async_trait::async_trait;
+
+use super::faults::Faults;
+use super::runner::{self, Runner};
+use super::source::{self, DB, History};
+use super::targets::{PgTarget, Target};
+use super::watcher::Watcher;
+use super::writers::Writers;
+use super::{Tested, config};
+
+/// Kills of a run unless `KILLS` says otherwise.
+const KILLS: u32 = 25;
+/// States of the source that a reader of the target has to have seen, or the run means too little.
+const STATES: usize = 6;
+/// Of so many statements of the sink, one is refused for now.
+const REFUSE_ONE_OF: u32 = 400;
+/// How long the run may go on after its kills for states to be seen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A PostgreSQL behind a proxy.
+struct YugabyteTarget {
+    fake: Fake,
+    inner: PgTarget,
+}
+
+impl YugabyteTarget {
+    async fn start(seed: u64) -> Tested<Option<Self>> {
+        let Some(inner) = PgTarget::start(PgVersion::V18)? else { return Ok(None) };
+        let options = FakeOptions { refuse_one_of: REFUSE_ONE_OF, seed, ..FakeOptions::default() };
+        let fake = Fake::start(inner.server.port(), &[DB], options).await?;
+        Ok(Some(Self { fake, inner }))
+    }
+}
+
+#[async_trait]
+impl Target for YugabyteTarget {
+    fn sink(&self) -> String {
+        format!("type = \"yugabyte\"\nurl = \"{}\"\ncreate_tables = true\n", self.fake.url(DB))
+    }
+
+    /// A table without a primary key is not in the stream.
+    fn without(&self) -> &'static [&'static str] {
+        &["log_lines"]
+    }
+
+    fn stored(&self) -> String {
+        self.inner.stored()
+    }
+
+    async fn observe(&self) -> Option<Observation> {
+        self.inner.observe().await
+    }
+
+    async fn crash(&self) -> Tested<bool> {
+        self.inner.crash().await
+    }
+
+    async fn cut(&self) -> Tested<bool> {
+        self.fake.cut();
+        Ok(true)
+    }
+}
+
+fn pipeline(source: &Fake, lsn_type: &str, target: &dyn Target) -> String {
+    format!(
+        "[pipeline]\nname = \"crash\"\norder = \"transaction\"\n\n\
+         [source]\ntype = \"yugabyte\"\nurl = \"{}\"\npublication = \"workload\"\nslot = \"workload\"\n\
+         lsn_type = \"{lsn_type}\"\nheartbeat_seconds = 0.5\n\n[sink]\n{}",
+        source.url(DB),
+        target.sink()
+    )
+}
+
+async fn run(lsn_type: &str) -> Tested {
+    let name = format!("yugabyte ({lsn_type}) to yugabyte");
+    let Some(program) = runner::command() else { return Ok(()) };
+    let seed = config::seed(&name);
+    let options = Options::default();
+    let Some(server) = source::start(PgVersion::V15, seed, options).await? else { return Ok(()) };
+    let Some(target) = YugabyteTarget::start(seed).await? else { return Ok(()) };
+    let target = Arc::new(target);
+    server.exec(DB, "ALTER PUBLICATION workload DROP TABLE log_lines")?;
+    let fake = Fake::start(server.port(), &[DB], FakeOptions { seed, ..FakeOptions::default() }).await?;
+
+    let writers = Writers::start(&server, seed, options, 3, Duration::from_millis(10));
+    let mut runner = Runner::new(program, &pipeline(&fake, lsn_type, target.as_ref()))?;
+    runner.keep_running();
+    // A PostgreSQL that is killed forgets its snapshots; YugabyteDB goes on reading at a hybrid time.
+    runner.streams().await?;
+    let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
+    let mut faults = Faults::new(seed, server.clone(), target.clone());
+    let kills = config::kills(KILLS);
+    let mut deadline = None;
+    while !watcher.found_something() && !runner.gave_up() {
+        let enough = faults.count() >= kills;
+        let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE * kills.div_ceil(KILLS));
+        if enough && (watcher.states() >= STATES || Instant::now() > deadline) {
+            break;
+        }
+        faults.strike(Some(&runner)).await?;
+        if faults.count() % 4 == 0 {
+            fake.cut();
+        }
+    }
+    let committed = writers.stop().await?;
+    let ended = match runner.stop().await {
+        Ok(()) if !watcher.found_something() => runner.drain().await,
+        other => other,
+    };
+    if let Err(e) = ended {
+        let (done, stored, log) = (faults.summary(), target.stored(), runner.log());
+        println!("{name}, SEED={seed}, {done}: {e}\nstored:\n{stored}\nits log:\n{log}");
+        return Err(e);
+    }
+    let report = watcher.finish().await?;
+    let injected = target.fake.injected();
+    println!(
+        "{name}: {report}; {}, {injected} statements refused for now; {committed} acknowledged commits",
+        faults.summary()
+    );
+    assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
+    assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
+    assert!(report.prefixes >= STATES, "{name}: too little was seen to mean anything: {report}");
+    let asked = [fake.refused(), target.fake.refused()].concat();
+    assert_eq!(asked, Vec::<String>::new(), "{name}: what YSQL does not have was asked for");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn yugabyte_by_sequence_survives_kills() -> Tested {
+    run("sequence").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn yugabyte_by_hybrid_time_survives_kills() -> Tested {
+    run("hybrid_time").await
+}
