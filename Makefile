@@ -40,7 +40,7 @@ test: setup
 
 crash: setup
 	$(CARGO) build -p anabranch-cli
-	KILLS=$${KILLS:-1000} $(CARGO) test --all-features --test main -- crash two_jobs --nocapture --test-threads=1
+	KILLS=$${KILLS:-1000} $(CARGO) test --all-features --test main -- crash two_jobs yugabyte --nocapture --test-threads=1
 
 bench: setup
 	$(CARGO) bench --bench load

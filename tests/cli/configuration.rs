@@ -47,11 +47,11 @@ const PIPELINE: &[Mistake] = &[
 ];
 
 const SOURCE: &[Mistake] = &[
-    ("type = \"postgres\"", "", &["source.type: is missing (known: dynamodb, files, postgres, spanner)"]),
+    ("type = \"postgres\"", "", &["source.type: is missing (known: dynamodb, files, postgres, spanner, yugabyte)"]),
     (
         "type = \"postgres\"",
         "type = \"postgrse\"",
-        &["source.type: there is no \"postgrse\" (known: dynamodb, files, postgres, spanner)"],
+        &["source.type: there is no \"postgrse\" (known: dynamodb, files, postgres, spanner, yugabyte)"],
     ),
     ("type = \"postgres\"", "type = 5", &["source.type: must be text"]),
     ("url = ", "ulr = ", &["source.ulr: ", "did you mean url?"]),
@@ -113,7 +113,7 @@ const SINK: &[Mistake] = &[
     (
         "type = \"sqlite\"",
         "",
-        &["sink.type: is missing (known: dynamodb, files, mysql, postgres, sharded, spanner, sqlite)"],
+        &["sink.type: is missing (known: dynamodb, files, mysql, postgres, sharded, spanner, sqlite, yugabyte)"],
     ),
     ("type = \"sqlite\"", "type = \"oracle\"", &["sink.type: there is no \"oracle\""]),
     ("path = \"target.db\"", "", &["sink.path: is missing"]),
@@ -171,7 +171,7 @@ const REST: &[(&str, &[&str])] = &[
     (
         "[checkpoint]\ntype = \"redis\"",
         &[
-            "checkpoint.type: there is no \"redis\" (known: dynamodb, file, files, memory, mysql, postgres, spanner, sqlite)",
+            "checkpoint.type: there is no \"redis\" (known: dynamodb, file, files, memory, mysql, postgres, spanner, sqlite, yugabyte)",
         ],
     ),
     ("[checkpoint]\ntype = \"file\"", &["checkpoint.path: is missing"]),

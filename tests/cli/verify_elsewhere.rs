@@ -18,9 +18,9 @@ use super::shop::{name, source, target, until};
 const ROWS: u64 = 300;
 const LIVE: u64 = 200;
 /// Comparisons under live writes that must raise no alarm.
-const RUNS: u64 = 4;
+const RUNS: u64 = 3;
 /// Between two live writes: a rate that the emulators keep up with.
-const PAUSE: Duration = Duration::from_millis(30);
+const PAUSE: Duration = Duration::from_millis(80);
 /// The text of 32 bytes that are zero, in base64.
 const ZEROS: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 

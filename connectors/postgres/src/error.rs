@@ -84,7 +84,7 @@ fn yugabyte(code: &str, message: &str) -> Option<(ErrorKind, Option<&'static str
         "checkpoint too old",
         "has been garbage collected",
     ];
-    if !matches!(code, "XX000" | "40001" | "57P01" | "58000" | "0A000" | "25P02" | "72000") {
+    if !matches!(code, "XX000" | "40001" | "58000") {
         return None;
     }
     let text = message.to_ascii_lowercase();
@@ -92,8 +92,7 @@ fn yugabyte(code: &str, message: &str) -> Option<(ErrorKind, Option<&'static str
     if code != "40001" && has(&GONE) && (text.contains("stream") || text.contains("cdcsdk") || text.contains("slot")) {
         return Some((ErrorKind::Fatal, Some(LAPSED)));
     }
-    // Plain PostgreSQL has these two in its own refusals, which stay what they are.
-    (code != "0A000" && code != "25P02" && has(&AGAIN)).then_some((ErrorKind::Transient, None))
+    has(&AGAIN).then_some((ErrorKind::Transient, None))
 }
 
 /// What to do when YugabyteDB has dropped what a slot still needed.

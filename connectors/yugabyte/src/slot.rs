@@ -157,7 +157,8 @@ impl Slot {
     pub(crate) fn left(&self, retention: Duration) -> RetentionLeft {
         let behind = self.now.micros_since(time_of(self.restart)) as f64 / 1e6;
         let seconds = if self.expired { 0.0 } else { (retention.as_secs_f64() - behind.max(0.0)).max(0.0) };
-        RetentionLeft { held_bytes: None, bytes: None, seconds: Some(seconds), at: Some(self.now) }
+        let lost = self.expired.then(|| "the slot was not read within the retention of its changes".to_owned());
+        RetentionLeft { seconds: Some(seconds), at: Some(self.now), lost, ..RetentionLeft::default() }
     }
 }
 

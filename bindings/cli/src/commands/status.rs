@@ -63,7 +63,7 @@ impl Subject {
                     return tell_json(&databases, one_line);
                 }
                 for database in &databases {
-                    print(&database.status);
+                    print(database);
                     if let Some(skew) = database.skew_seconds {
                         say(format_args!("skew          {skew:.1} s between tablets"));
                     }

@@ -7,7 +7,7 @@
 //! // The masters of the target: its universe knows the safe time.
 //! let target = YbAdmin::new("/opt/yugabyte/bin/yb-admin", "10.2.0.1:7100,10.2.0.2:7100,10.2.0.3:7100");
 //! for database in xcluster::status(&target).await? {
-//!     println!("{}: {:?}", database.status.pipeline, database.status.safe_time);
+//!     println!("{}: {:?}", database.pipeline, database.safe_time);
 //! }
 //! # Ok(()) }
 //! ```
@@ -22,29 +22,20 @@ use std::collections::BTreeMap;
 
 use anabranch_core::pipeline::{PartitionState, Phase, Status};
 use anabranch_core::{Counters, PartitionId, Result, SourceIdentity, Timestamp};
-use serde::{Deserialize, Serialize};
 
 pub use config::XClusterConfig;
 use output::SafeTime;
 pub use output::Undrained;
 pub use yb_admin::YbAdmin;
 
-/// How far the replication of one database is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Replication {
-    /// In the terms of a pipeline, which is named as the database. What a pipeline counts is 0 here.
-    #[serde(flatten)]
-    pub status: Status,
-    /// Seconds between the tablets that are least and most caught up.
-    pub skew_seconds: Option<f64>,
-}
-
-/// How far the replication of each database is that this universe is the target of.
+/// How far the replication of each database is that this universe is the target of, in the terms of a
+/// pipeline, which is named as the database. What a pipeline counts is 0 here, and the skew is between the
+/// tablets that are least and most caught up.
 ///
 /// # Errors
 /// `Config` if `yb-admin` cannot be run; `Transient` if it fails; `Fatal`, with the text, if its output
 /// is not understood.
-pub async fn status(target: &YbAdmin) -> Result<Vec<Replication>> {
+pub async fn status(target: &YbAdmin) -> Result<Vec<Status>> {
     let text = target.run(&["get_xcluster_safe_time", "include_lag_and_skew"]).await?;
     Ok(output::safe_times(&text)?.into_iter().map(replication).collect())
 }
@@ -67,21 +58,23 @@ pub async fn undrained(source: &YbAdmin, streams: &[String], at: Timestamp) -> R
     output::undrained(&text)
 }
 
-fn replication(database: SafeTime) -> Replication {
+fn replication(database: SafeTime) -> Status {
     let SafeTime { namespace_id, namespace, safe_time, lag_seconds, skew_seconds } = database;
     let position = safe_time.map_or_else(|| "not initialised".to_owned(), |t| t.to_string());
-    let state = PartitionState { position, safe_time, owner: None };
     let now = Timestamp::now();
     let lag = lag_seconds.or_else(|| safe_time.map(|t| (now.micros_since(t) as f64 / 1e6).max(0.0)));
-    let status = Status {
+    let lag_seconds = lag.filter(|_| safe_time.is_some());
+    let state = PartitionState { position, safe_time, lag_seconds, owner: None };
+    Status {
         pipeline: namespace.clone(),
         phase: if safe_time.is_some() { Phase::Streaming } else { Phase::Starting },
         last_seen: Some(now),
         epoch: 0,
         safe_time,
-        lag_seconds: lag.filter(|_| safe_time.is_some()),
+        lag_seconds,
         lag_bytes: None,
         lag_changes: 0,
+        skew_seconds,
         counters: Counters::default(),
         dead_letters_open: 0,
         retention: None,
@@ -95,6 +88,5 @@ fn replication(database: SafeTime) -> Replication {
         last_error: None,
         last_error_kind: None,
         failures: 0,
-    };
-    Replication { status, skew_seconds }
+    }
 }

@@ -92,13 +92,13 @@ async fn errors_that_ask_for_another_try_lose_and_double_nothing() {
         .await
         .unwrap();
     let row = |id: i64, n: i64| vec![Value::Int(id), Value::Int(n)];
-    for n in 0..60_i64 {
+    for n in 0..40_i64 {
         let mut transaction = source.transaction().insert(&name, row(n, 0));
         if n >= 5 {
             transaction = transaction.update(&name, vec![Value::Int(n - 5)], row(n - 5, n));
         }
         transaction.commit().unwrap();
-        if n % 3 == 0 {
+        if n % 4 == 0 {
             // So that there are many units.
             assert!(running.drain(None).await.unwrap().drained);
         }
@@ -107,10 +107,10 @@ async fn errors_that_ask_for_another_try_lose_and_double_nothing() {
     let counters = running.status().counters;
     running.stop().await.unwrap();
     let rows = universe.exec("SELECT id, n FROM t ORDER BY id");
-    let expected: Vec<Vec<Option<String>>> = (0..60_i64)
-        .map(|n| vec![Some(n.to_string()), Some(if n < 55 { (n + 5).to_string() } else { "0".to_owned() })])
+    let expected: Vec<Vec<Option<String>>> = (0..40_i64)
+        .map(|n| vec![Some(n.to_string()), Some(if n < 35 { (n + 5).to_string() } else { "0".to_owned() })])
         .collect();
     assert_eq!(rows, expected);
-    assert_eq!((counters.changes, counters.transactions), (115, 60), "counted with the rows, once");
+    assert_eq!((counters.changes, counters.transactions), (75, 40), "counted with the rows, once");
     assert!(universe.fake.injected() > 3, "{} errors are too few to mean anything", universe.fake.injected());
 }

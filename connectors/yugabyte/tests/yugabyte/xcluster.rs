@@ -40,10 +40,10 @@ async fn status_is_that_of_a_pipeline() {
     let target = YbAdmin::new(program, "10.2.0.1:7100,10.2.0.2:7100").certs_dir("/certs");
     let found = xcluster::status(&target).await.unwrap();
     assert_eq!(found.len(), 1);
-    let status = &found[0].status;
+    let status = &found[0];
     assert_eq!((status.pipeline.as_str(), status.phase), ("dr_db3", Phase::Streaming));
     assert_eq!(status.safe_time, Some(Timestamp::from_micros(1_686_265_971_651_318)));
-    assert_eq!((status.lag_seconds, found[0].skew_seconds), (Some(24.87), Some(1.16)));
+    assert_eq!((status.lag_seconds, status.skew_seconds), (Some(24.87), Some(1.16)));
     let json = serde_json::to_value(&found[0]).unwrap();
     assert_eq!(json["pipeline"], "dr_db3", "as the status of a pipeline reads");
     let calls = fs::read_to_string(folder.path().join("calls")).unwrap();

@@ -447,3 +447,71 @@ fn cost_of_a_change() {
     let each = (spent() - begun) as f64 / changes as f64;
     println!("{each:.0} ns a change of {} columns, in transactions of {per_transaction}", columns.len());
 }
+
+/// The time of every transaction that `frames` builds.
+fn at() -> Timestamp {
+    crate::lsn::from_postgres_time(1_000_000)
+}
+
+fn by_time(position: Position, copied: &[(&str, u64)]) -> Assembler {
+    let copied: HashMap<_, _> = copied.iter().map(|(t, until)| (TableName::new("public", *t), Lsn(*until))).collect();
+    let relations = Relations::new([], copied, SchemaChange::Stop);
+    let start = Start { position, drop_origins: false, ranking: Ranking::CommitTime };
+    Assembler::new(PartitionId::new("slot"), relations, start).unwrap()
+}
+
+fn after(commit: u64) -> Position {
+    Lsn(commit).after(&Ranking::CommitTime.prefix(Lsn(commit), at()))
+}
+
+/// YugabyteDB's frames: identity CHANGE, places without gaps, keepalives that are ahead of what was sent.
+fn yugabyte() -> Vec<Vec<u8>> {
+    vec![
+        frames::begin(20),
+        frames::relation(16, "t", b'c', &[(true, "id", 23), (false, "v", 25)]),
+        frames::insert(16, &[Some("1"), Some("a")]),
+        frames::commit(20, 21),
+        frames::begin(21),
+        frames::update(16, None, &[Some("1"), Some("\u{1}")]),
+        frames::delete(16, b'K', &[Some("1"), None]),
+        frames::commit(21, 22),
+    ]
+}
+
+#[test]
+fn a_stream_by_commit_time_confirms_commits_and_nothing_else() {
+    let start = crate::lsn::before_time(at(), Lsn(2));
+    let mut a = by_time(start.clone(), &[]);
+    let mut sent = yugabyte();
+    let second = sent.split_off(4);
+    all(&mut a, sent);
+    let batch = a.take(None, None).unwrap();
+    assert_eq!(*batch.end(), after(20));
+    assert_eq!((a.boundary(), a.committed()), (Lsn(20), Some(at())), "not 21: that is the next one's commit");
+    // It was read by the server and is still to be sent.
+    a.keepalive(Lsn(21));
+    assert_eq!(*a.take(None, None).unwrap().end(), after(20));
+    all(&mut a, second);
+    let batch = a.take(None, None).unwrap();
+    assert_eq!((rows(&batch), batch.end()), (vec!["1".to_owned(), "1".to_owned()], &after(21)));
+    let delete = batch.changes().nth(1).unwrap();
+    assert!(delete.old_row().unwrap().get(1).is_unchanged(), "outside the key nothing was sent");
+}
+
+#[test]
+fn a_stream_by_commit_time_resumes_at_a_commit_and_never_goes_back() {
+    // The server gives the transaction at the place again.
+    let mut a = by_time(after(20), &[]);
+    all(&mut a, yugabyte());
+    assert_eq!(a.take(None, None).unwrap().pieces().len(), 1);
+    for commit in [21, 20] {
+        assert!(apply(&mut a, frames::begin(commit)).unwrap_err().to_string().contains("went back"));
+    }
+    // A copy whose point lies behind the commits, and one whose point is their time.
+    for (until, left) in [(at().as_micros() as u64 + 1, 0), (at().as_micros() as u64, 3)] {
+        let mut a = by_time(crate::lsn::before_time(at(), Lsn(2)), &[("t", until)]);
+        all(&mut a, yugabyte());
+        let batch = a.take(None, None).unwrap();
+        assert_eq!((batch.changes().filter(|c| c.op() != Op::Schema).count(), batch.end()), (left, &after(21)));
+    }
+}
