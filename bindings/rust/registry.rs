@@ -167,6 +167,10 @@ fn sharded(table: Table) -> Result<Arc<dyn Sink>> {
 
 /// One shard's sink. The password is no text of the configuration: it goes past its keys.
 #[cfg(feature = "reverse")]
+#[cfg_attr(
+    not(any(feature = "mysql", feature = "postgres")),
+    allow(unused_imports, unused_variables, reason = "no kind of shard is built in")
+)]
 fn shard_sink(
     kind: anabranch_reverse::ShardType,
     name: &str,

@@ -25,7 +25,7 @@ const MISTAKES: &[(&[&str], &[&str])] = &[
     (&["satus"], &["unrecognized subcommand 'satus'", "'status'"]),
     (&["run"], &["<FILE>", "Usage: anabranch run"]),
     (&["run", "no.toml"], &["no.toml: cannot be read", "anabranch init"]),
-    (&["run", "."], &[".: cannot be read"]),
+    (&["run", "."], &[".: cannot be read: Is a directory"]),
     (&["run", "pipeline.toml", "--untildrained"], &["--untildrained", "'--until-drained'"]),
     (&["run", "pipeline.toml", "--mode", "again"], &["'again'", "--mode", "retry-dlq"]),
     (&["run", "pipeline.toml", "--metrics", "here"], &["--metrics: must be an address and a port", "127.0.0.1:9187"]),

@@ -261,7 +261,7 @@ fn every_command_names_the_file_that_is_missing_or_no_text() -> Tested {
     std::fs::remove_file(command.folder().join("pipeline.toml"))?;
     for arguments in [&["run"][..], &["check"], &["status"], &["dead-letters", "list"]] {
         let said = command.call(arguments)?;
-        said.expect(CONFIGURATION, &["pipeline.toml: cannot be read: No such file"]);
+        said.expect(CONFIGURATION, &["pipeline.toml: cannot be read (`anabranch init` writes", "No such file"]);
     }
     Ok(())
 }

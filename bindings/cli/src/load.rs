@@ -49,7 +49,8 @@ pub(crate) fn xcluster(file: &Path) -> Result<Option<YbAdmin>> {
 
 fn read(file: &Path) -> Result<String> {
     std::fs::read_to_string(file).map_err(|e| {
+        let missing = e.kind() == std::io::ErrorKind::NotFound;
         let error = Error::config(file.display(), "cannot be read").because(e);
-        error.hint("`anabranch init` writes a configuration file")
+        if missing { error.hint("`anabranch init` writes a configuration file") } else { error }
     })
 }
