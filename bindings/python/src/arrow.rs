@@ -74,7 +74,8 @@ impl PyTableChanges {
         }
         let mut arrays: Vec<ArrayRef> = vec![Arc::new(ops.finish()), Arc::new(at.finish()), Arc::new(unsent.finish())];
         for (place, column) in self.schema.columns.iter().enumerate() {
-            let values = self.changes().map(|(change, _)| self.row(change).map_or(ValueRef::Null, |row| row.get(place)));
+            let values =
+                self.changes().map(|(change, _)| self.row(change).map_or(ValueRef::Null, |row| row.get(place)));
             arrays.push(array(column, values).map_err(|wrong| ArrowError::InvalidArgumentError(wrong))?);
         }
         RecordBatch::try_new(Arc::new(schema(&self.schema)), arrays)
@@ -142,13 +143,18 @@ fn array<'a>(column: &Column, values: impl Iterator<Item = ValueRef<'a>>) -> Res
     Ok(match &column.data_type {
         DataType::Bool => {
             let mut out = BooleanBuilder::new();
-            each(column, values, |value| out.append_option(value), |value| match value {
-                ValueRef::Bool(v) => Some(v),
-                ValueRef::Int(v) => Some(v != 0),
-                ValueRef::Text("t" | "true" | "1") => Some(true),
-                ValueRef::Text("f" | "false" | "0") => Some(false),
-                _ => None,
-            })?;
+            each(
+                column,
+                values,
+                |value| out.append_option(value),
+                |value| match value {
+                    ValueRef::Bool(v) => Some(v),
+                    ValueRef::Int(v) => Some(v != 0),
+                    ValueRef::Text("t" | "true" | "1") => Some(true),
+                    ValueRef::Text("f" | "false" | "0") => Some(false),
+                    _ => None,
+                },
+            )?;
             Arc::new(out.finish())
         }
         DataType::Int16 => numbers::<Int16Type>(column, values, |v| v.try_into().ok())?,
@@ -239,11 +245,16 @@ where
     T::Native: Sized,
 {
     let mut out = PrimitiveBuilder::<T>::new();
-    each(column, values, |v| out.append_option(v), |value| match value {
-        ValueRef::Int(v) => fit(v.into()),
-        ValueRef::Text(v) => fit(v.parse().ok()?),
-        _ => None,
-    })?;
+    each(
+        column,
+        values,
+        |v| out.append_option(v),
+        |value| match value {
+            ValueRef::Int(v) => fit(v.into()),
+            ValueRef::Text(v) => fit(v.parse().ok()?),
+            _ => None,
+        },
+    )?;
     Ok(Arc::new(out.finish()))
 }
 
@@ -253,12 +264,17 @@ fn floats<'a, T: ArrowPrimitiveType>(
     fit: impl Fn(f64) -> T::Native,
 ) -> Result<ArrayRef, String> {
     let mut out = PrimitiveBuilder::<T>::new();
-    each(column, values, |v| out.append_option(v), |value| match value {
-        ValueRef::Float(v) => Some(fit(v)),
-        ValueRef::Int(v) => Some(fit(v as f64)),
-        ValueRef::Text(v) => v.parse().ok().map(&fit),
-        _ => None,
-    })?;
+    each(
+        column,
+        values,
+        |v| out.append_option(v),
+        |value| match value {
+            ValueRef::Float(v) => Some(fit(v)),
+            ValueRef::Int(v) => Some(fit(v as f64)),
+            ValueRef::Text(v) => v.parse().ok().map(&fit),
+            _ => None,
+        },
+    )?;
     Ok(Arc::new(out.finish()))
 }
 
@@ -270,11 +286,16 @@ fn decimals<'a>(
 ) -> Result<ArrayRef, String> {
     let out = Decimal128Builder::new().with_precision_and_scale(precision, scale);
     let mut out = out.map_err(|e| e.to_string())?;
-    each(column, values, |v| out.append_option(v), |value| match value {
-        ValueRef::Int(v) => scaled(&v.to_string(), scale as usize),
-        ValueRef::Text(v) => scaled(v, scale as usize),
-        _ => None,
-    })?;
+    each(
+        column,
+        values,
+        |v| out.append_option(v),
+        |value| match value {
+            ValueRef::Int(v) => scaled(&v.to_string(), scale as usize),
+            ValueRef::Text(v) => scaled(v, scale as usize),
+            _ => None,
+        },
+    )?;
     Ok(Arc::new(out.finish()))
 }
 

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anabranch::{
-    ChangeBatch, ChangeRef, LaneProgress, LetterClass, OldImage, Op, Part, RowRef, Unit, UnitKind,
-};
+use anabranch::{ChangeBatch, ChangeRef, LaneProgress, LetterClass, OldImage, Op, Part, RowRef, Unit, UnitKind};
 use pyo3::exceptions::{PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -393,7 +391,13 @@ impl PyUnit {
     }
 
     fn __repr__(&self) -> String {
-        format!("<Unit {} ({}): {} changes, {} transactions>", self.unit.id.0, self.part(), self.unit.len(), self.unit.transactions)
+        format!(
+            "<Unit {} ({}): {} changes, {} transactions>",
+            self.unit.id.0,
+            self.part(),
+            self.unit.len(),
+            self.unit.transactions
+        )
     }
 }
 

@@ -91,11 +91,7 @@ pub(crate) fn not_json(error: serde_json::Error) -> PyErr {
 }
 
 /// Seconds of a caller, as a duration; `None` is without end.
-pub(crate) fn seconds(
-    py: Python<'_>,
-    argument: &str,
-    value: Option<f64>,
-) -> PyResult<Option<std::time::Duration>> {
+pub(crate) fn seconds(py: Python<'_>, argument: &str, value: Option<f64>) -> PyResult<Option<std::time::Duration>> {
     let made = value.map(std::time::Duration::try_from_secs_f64).transpose();
     made.map_err(|_| raised(py, &Error::config(argument, "must be a number of seconds, not negative")))
 }

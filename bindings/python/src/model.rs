@@ -99,7 +99,10 @@ fn parse(name: &str) -> Option<DataType> {
         ("decimal", None) => DataType::Decimal { precision: None, scale: None },
         ("decimal", Some(both)) => {
             let (precision, scale) = both.split_once(',').unwrap_or((both, "0"));
-            DataType::Decimal { precision: Some(precision.trim().parse().ok()?), scale: Some(scale.trim().parse().ok()?) }
+            DataType::Decimal {
+                precision: Some(precision.trim().parse().ok()?),
+                scale: Some(scale.trim().parse().ok()?),
+            }
         }
         ("text", None) => DataType::Text { max_chars: None },
         ("text", Some(_)) => DataType::Text { max_chars: Some(number()??) },
@@ -131,13 +134,13 @@ pub(crate) struct PyTable {
 #[pymethods]
 impl PyTable {
     #[new]
-    #[pyo3(signature = (name, columns, *, key, schema=String::new()))]
+    #[pyo3(signature = (name, columns, *, key, schema=""))]
     fn new(
         py: Python<'_>,
         name: String,
         columns: Vec<Bound<'_, PyColumn>>,
         key: Vec<String>,
-        schema: String,
+        schema: &str,
     ) -> PyResult<Self> {
         let columns: Vec<Column> = columns.iter().map(|c| c.get().column.clone()).collect();
         let mut places = Vec::with_capacity(key.len());

@@ -71,7 +71,8 @@ fn letter_class(name: &str) -> PyResult<LetterClass> {
 fn new_values(change: ChangeRef<'_>, given: &Bound<'_, PyAny>) -> PyResult<Vec<Value>> {
     let wrong = "a rewrite gives the change, True, a dict of new values, LeftOut, or None to leave it away";
     let given = given.cast::<PyMapping>().map_err(|_| PyTypeError::new_err(wrong))?;
-    let row = change.new_row().ok_or_else(|| PyValueError::new_err("a change without a new row takes no new values"))?;
+    let row =
+        change.new_row().ok_or_else(|| PyValueError::new_err("a change without a new row takes no new values"))?;
     let mut values: Vec<Value> = row.values().map(|v| v.to_owned()).collect();
     for item in given.items()?.try_iter()? {
         let (name, value): (String, Bound<'_, PyAny>) = item?.extract()?;
@@ -229,7 +230,12 @@ impl PyBuilder {
 
     /// A row changed. Columns that `new` lacks stay what they are. `old` is needed where the key changed.
     #[pyo3(signature = (table, new, old=None))]
-    fn update(&self, table: &Bound<'_, PyTable>, new: &Bound<'_, PyAny>, old: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    fn update(
+        &self,
+        table: &Bound<'_, PyTable>,
+        new: &Bound<'_, PyAny>,
+        old: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let schema = &table.get().schema;
         let new = values(new, schema, Some(&Value::Unchanged))?;
         let old = old.map(|old| old_row(old, schema)).transpose()?;
@@ -275,7 +281,12 @@ impl PyBuilder {
 
     /// The batch. Every transaction with a commit time at or before `safe_time` lies at or before `end`.
     #[pyo3(signature = (end, safe_time=None))]
-    fn finish(&self, py: Python<'_>, end: &Bound<'_, PyPosition>, safe_time: Option<&Bound<'_, PyAny>>) -> PyResult<PyBatch> {
+    fn finish(
+        &self,
+        py: Python<'_>,
+        end: &Bound<'_, PyPosition>,
+        safe_time: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<PyBatch> {
         let safe_time = safe_time.map(|t| timestamp("safe_time", t)).transpose()?;
         let mut state = self.state();
         state.builder()?;

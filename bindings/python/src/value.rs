@@ -62,7 +62,9 @@ pub(crate) fn to_python<'py>(py: Python<'py>, value: ValueRef<'_>, column: &Colu
         ValueRef::Null => return Ok(py.None().into_bound(py)),
         ValueRef::Unchanged => return Ok(types(py)?.unchanged.bind(py).clone()),
         ValueRef::Bool(v) => return Ok(PyBool::new(py, v).to_owned().into_any()),
-        ValueRef::Int(v) if column.data_type == DataType::Bool => return Ok(PyBool::new(py, v != 0).to_owned().into_any()),
+        ValueRef::Int(v) if column.data_type == DataType::Bool => {
+            return Ok(PyBool::new(py, v != 0).to_owned().into_any());
+        }
         ValueRef::Int(v) if !matches!(column.data_type, DataType::Decimal { .. }) => {
             return Ok(v.into_pyobject(py)?.into_any());
         }
@@ -211,7 +213,9 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, column: &Column) -> PyResult
             // More than 64 bits signed goes as its digits.
             Some(value.extract::<i64>().map_or_else(|_| Value::Text(value.to_string()), Value::Int))
         }
-        DataType::Float32 | DataType::Float64 if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() => {
+        DataType::Float32 | DataType::Float64
+            if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() =>
+        {
             Some(Value::Float(value.extract()?))
         }
         DataType::Bytes => match (value.cast::<PyBytes>(), value.cast::<PyByteArray>()) {
@@ -227,7 +231,10 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, column: &Column) -> PyResult
     let text = types(py)?.text.bind(py).call1((value, column.data_type.to_string()))?;
     if text.is_none() {
         let got = value.get_type().name()?.to_string();
-        return Err(PyTypeError::new_err(format!("the column {} ({}) does not take {got}", column.name, column.data_type)));
+        return Err(PyTypeError::new_err(format!(
+            "the column {} ({}) does not take {got}",
+            column.name, column.data_type
+        )));
     }
     Ok(Value::Text(text.extract()?))
 }

@@ -33,9 +33,12 @@ impl Checkpointer for PyCheckpointer {
         let (pipeline, text, expected) = (pipeline.to_owned(), next.to_json()?, expected.map(|v| v.0));
         let saved: Option<u64> = self
             .object
-            .call_or(ErrorKind::Indeterminate, "save", move |py| tuple(py, (pipeline, expected, text)), |given| {
-                given.extract()
-            })
+            .call_or(
+                ErrorKind::Indeterminate,
+                "save",
+                move |py| tuple(py, (pipeline, expected, text)),
+                |given| given.extract(),
+            )
             .await?;
         match saved {
             Some(version) if Some(version) <= expected => {

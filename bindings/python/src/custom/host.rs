@@ -152,7 +152,8 @@ fn failed(py: Python<'_>, exception: PyErr, doing: &str, lost: ErrorKind) -> Err
     let traceback = exception.clone_ref(py);
     let error = caught(py, exception, doing, lost);
     if error.kind() == ErrorKind::Fatal {
-        let told = py.import("anabranch._logging").and_then(|m| m.call_method1("raised", (doing, traceback.into_value(py))));
+        let told =
+            py.import("anabranch._logging").and_then(|m| m.call_method1("raised", (doing, traceback.into_value(py))));
         drop(told);
     }
     error

@@ -156,7 +156,8 @@ struct PyProgress {
 /// The texts of lanes, as `Unit.progress_after` made them.
 fn lanes(given: &Bound<'_, PyAny>) -> PyResult<Vec<LaneProgress>> {
     let read = |text: String| {
-        serde_json::from_str(&text).map_err(|e| PyValueError::new_err(format!("this is not the progress of a lane: {e}")))
+        serde_json::from_str(&text)
+            .map_err(|e| PyValueError::new_err(format!("this is not the progress of a lane: {e}")))
     };
     given.extract::<Vec<String>>()?.into_iter().map(read).collect()
 }

@@ -136,9 +136,9 @@ pub(super) fn read_position(given: &Bound<'_, PyAny>) -> PyResult<Option<Positio
     if given.is_none() {
         return Ok(None);
     }
-    let position = given.cast::<PyPosition>().map_err(|_| {
-        PyTypeError::new_err(format!("a Position is needed here, not {}", given.get_type()))
-    })?;
+    let position = given
+        .cast::<PyPosition>()
+        .map_err(|_| PyTypeError::new_err(format!("a Position is needed here, not {}", given.get_type())))?;
     Ok(Some(position.get().position()))
 }
 
@@ -349,16 +349,21 @@ struct PyMarker {
 impl Marker for PyMarker {
     async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
         self.object
-            .call("mark", |py| tuple(py, ()), |given| {
-                let mut marks = BTreeMap::new();
-                for item in given.call_method0("items")?.try_iter()? {
-                    let (partition, position): (String, Bound<'_, PyAny>) = item?.extract()?;
-                    let position = read_position(&position)?;
-                    let position = position.ok_or_else(|| PyValueError::new_err("mark gives a Position for each partition"))?;
-                    marks.insert(PartitionId::new(partition), position);
-                }
-                Ok(marks)
-            })
+            .call(
+                "mark",
+                |py| tuple(py, ()),
+                |given| {
+                    let mut marks = BTreeMap::new();
+                    for item in given.call_method0("items")?.try_iter()? {
+                        let (partition, position): (String, Bound<'_, PyAny>) = item?.extract()?;
+                        let position = read_position(&position)?;
+                        let position = position
+                            .ok_or_else(|| PyValueError::new_err("mark gives a Position for each partition"))?;
+                        marks.insert(PartitionId::new(partition), position);
+                    }
+                    Ok(marks)
+                },
+            )
             .await
     }
 }
@@ -372,15 +377,19 @@ struct PyRetention {
 impl Retention for PyRetention {
     async fn left(&self) -> Result<RetentionLeft> {
         self.object
-            .call("retention", |py| tuple(py, ()), |given| {
-                let get = |key: &str| given.call_method1("get", (key,));
-                Ok(RetentionLeft {
-                    held_bytes: get("held_bytes")?.extract()?,
-                    bytes: get("bytes")?.extract()?,
-                    seconds: get("seconds")?.extract()?,
-                    at: None,
-                })
-            })
+            .call(
+                "retention",
+                |py| tuple(py, ()),
+                |given| {
+                    let get = |key: &str| given.call_method1("get", (key,));
+                    Ok(RetentionLeft {
+                        held_bytes: get("held_bytes")?.extract()?,
+                        bytes: get("bytes")?.extract()?,
+                        seconds: get("seconds")?.extract()?,
+                        at: None,
+                    })
+                },
+            )
             .await
     }
 }
