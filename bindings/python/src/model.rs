@@ -134,13 +134,13 @@ pub(crate) struct PyTable {
 #[pymethods]
 impl PyTable {
     #[new]
-    #[pyo3(signature = (name, columns, *, key, schema=String::new()))]
+    #[pyo3(signature = (name, columns, *, key, schema=""))]
     fn new(
         py: Python<'_>,
         name: String,
         columns: Vec<Bound<'_, PyColumn>>,
         key: Vec<String>,
-        schema: String,
+        schema: &str,
     ) -> PyResult<Self> {
         let columns: Vec<Column> = columns.iter().map(|c| c.get().column.clone()).collect();
         let mut places = Vec::with_capacity(key.len());

@@ -331,7 +331,9 @@ pub(crate) fn stop_all(py: Python<'_>, timeout: f64) -> PyResult<Py<PyList>> {
     alive.iter().for_each(|run| run.stopper.cancel());
     let waiting: Vec<_> = alive.into_iter().filter(|run| run.ended.borrow().is_none()).collect();
     let mut errors = Vec::new();
-    if let (false, Some(limit)) = (waiting.is_empty(), seconds(py, "timeout", Some(timeout))?) {
+    // A forked child has none of these runs.
+    let runtime = crate::runtime::handle().ok();
+    if let (false, Some(limit), Some(runtime)) = (waiting.is_empty(), seconds(py, "timeout", Some(timeout))?, runtime) {
         let ends = async move {
             let mut errors = Vec::new();
             let all = async {
@@ -342,7 +344,6 @@ pub(crate) fn stop_all(py: Python<'_>, timeout: f64) -> PyResult<Py<PyList>> {
             let _ = tokio::time::timeout(limit.min(Duration::from_secs(3600)), all).await;
             errors
         };
-        let runtime = crate::runtime::handle().or_raise(py)?;
         errors = py.detach(|| runtime.block_on(ends));
     }
     Ok(PyList::new(py, errors)?.unbind())

@@ -17,26 +17,29 @@ use crate::log;
 /// How often a wait looks for Ctrl-C: people take it for at once, and it costs nothing.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// One for the process, made when it is first needed. A forked child has none of its threads, and
-/// makes its own.
+/// One for the process, made when it is first needed.
 static RUNTIME: Mutex<Option<(u32, Runtime)>> = Mutex::new(None);
 
 /// The runtime of this process.
+///
+/// # Errors
+/// In a forked child of a process that has one: the child has none of its threads.
 pub(crate) fn handle() -> anabranch::Result<Handle> {
     let mut runtime = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     let process = std::process::id();
-    if let Some((of, runtime)) = runtime.as_ref()
-        && *of == process
-    {
+    if let Some((of, runtime)) = runtime.as_ref() {
+        if *of != process {
+            let problem = "a process that has used pipelines was forked, and its child cannot use them";
+            return Err(
+                Error::config("process", problem).hint("fork before, or use multiprocessing.get_context(\"spawn\")")
+            );
+        }
         return Ok(runtime.handle().clone());
     }
     let made = Builder::new_multi_thread().enable_all().thread_name("anabranch").build();
     let made = made.map_err(|e| Error::transient("cannot start the threads of the runtime").because(e))?;
     let handle = made.handle().clone();
-    if let Some(of_parent) = runtime.replace((process, made)) {
-        // Its threads are not in this process: nothing of it can be joined.
-        std::mem::forget(of_parent);
-    }
+    *runtime = Some((process, made));
     Ok(handle)
 }
 

@@ -92,10 +92,11 @@ impl SourceUnderTest for UnderTest {
     }
 }
 
-fn operation(suite: impl Future<Output = ()> + Send + 'static) -> Operation {
-    // A suite that fails panics: the task that it runs in is its own, and the error tells the panic.
+/// Runs a suite. One that fails panics: it has a thread of its own, and the error tells the panic.
+fn operation<F: Future<Output = ()>>(suite: impl FnOnce() -> F + Send + 'static) -> Operation {
     let run = async move {
-        let ended = tokio::spawn(suite).await;
+        let runtime = tokio::runtime::Handle::current();
+        let ended = tokio::task::spawn_blocking(move || runtime.block_on(suite())).await;
         ended.map_err(|e| {
             let told = match e.try_into_panic() {
                 Ok(panic) => match panic.downcast::<String>() {
@@ -114,28 +115,25 @@ fn operation(suite: impl Future<Output = ()> + Send + 'static) -> Operation {
 #[pyo3(signature = (test, atomic=true, event_loop=None))]
 fn conformance_sink(test: Py<PyAny>, atomic: bool, event_loop: Option<Py<PyAny>>) -> Operation {
     let test = UnderTest { object: test, event_loop };
-    operation(async move {
-        let abilities = Abilities { atomic, ..Abilities::default() };
-        sink::run_with(&test, abilities).await;
-    })
+    operation(move || async move { sink::run_with(&test, Abilities { atomic, ..Abilities::default() }).await })
 }
 
 #[pyfunction]
 #[pyo3(signature = (test, event_loop=None))]
 fn conformance_source(test: Py<PyAny>, event_loop: Option<Py<PyAny>>) -> Operation {
     let test = UnderTest { object: test, event_loop };
-    operation(async move { source::run(&test).await })
+    operation(move || async move { source::run(&test).await })
 }
 
 #[pyfunction]
 #[pyo3(signature = (test, event_loop=None))]
 fn conformance_checkpointer(test: Py<PyAny>, event_loop: Option<Py<PyAny>>) -> Operation {
-    let test = Arc::new(UnderTest { object: test, event_loop });
-    operation(async move {
-        let open = async || {
+    let test = UnderTest { object: test, event_loop };
+    operation(move || async move {
+        checkpointer::run(async || {
             let store: Arc<dyn Checkpointer> = UnderTest::connect(&test, |object| Ok(PyCheckpointer::new(object)));
             store
-        };
-        checkpointer::run(open).await;
+        })
+        .await;
     })
 }

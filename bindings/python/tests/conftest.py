@@ -45,8 +45,7 @@ class Server:
         return list(answer["rows"])
 
     def url(self, db: str) -> str:
-        head, _, tail = self._base.partition("/postgres?")
-        return f"{head}/{db}?{tail}" if tail else self._base.replace("/postgres", f"/{db}")
+        return f"{self._base.rpartition('/')[0]}/{db}"
 
 
 def _answer(process: "subprocess.Popen[str]") -> Any:

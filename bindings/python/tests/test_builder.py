@@ -69,7 +69,7 @@ def test_every_key_of_the_pipeline_can_be_set() -> None:
     """Whatever a configuration file has in `[pipeline]`, a setter sets, or `set`."""
     made = (
         Pipeline("p")
-        .source(Postgres("postgresql://h/d", publication="a", slot="b"))
+        .source(Postgres("postgresql://u@h/d", publication="a", slot="b"))
         .sink({"type": "sqlite", "path": "x.db"})
         .order(ByKey(lanes=1))
         .lanes(1)
@@ -97,13 +97,13 @@ def test_every_key_of_the_pipeline_can_be_set() -> None:
 
 
 def test_setters_give_a_new_pipeline() -> None:
-    base = Pipeline("p").source(Postgres("postgresql://h/d", publication="a", slot="b"))
+    base = Pipeline("p").source(Postgres("postgresql://u@h/d", publication="a", slot="b"))
     one, two = base.sink(Sqlite("1.db")), base.sink(Sqlite("2.db"))
     assert "sink" not in base.config
     assert one.config["sink"]["path"] == "1.db" and two.config["sink"]["path"] == "2.db"
     # The pipeline's own keys stand in these sections too, whichever is set first.
     assert base.create_tables().sink(Sqlite("1.db")).config["sink"]["create_tables"] is True
-    assert base.snapshot("never").source("postgresql://h/d").config["source"]["snapshot"] == "never"
+    assert base.snapshot("never").source("postgresql://u@h/d").config["source"]["snapshot"] == "never"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_urls_tell_the_connector(url: str, kind: str, key: str) -> None:
 
 
 def complete() -> Pipeline:
-    source = Postgres("postgresql://h/d", publication="a", slot="b")
+    source = Postgres("postgresql://u@h/d", publication="a", slot="b")
     return Pipeline("p").source(source).sink(Sqlite("x.db"))
 
 
@@ -131,11 +131,11 @@ def complete() -> Pipeline:
     ("mistake", "told"),
     [
         (lambda: Pipeline("p").build(), "source: is missing"),
-        (lambda: Pipeline("p").source(Postgres("postgresql://h/d")).build(), "sink: is missing"),
-        (lambda: Pipeline("").source("postgresql://h/d").sink("sqlite:x").build(), "source.|pipeline.name"),
-        (lambda: complete().source(Postgres("postgresql://h/d", slott="b")).build(), "source.slott: .*did you mean slot"),
-        (lambda: complete().source(Postgres("postgresql://h/d", slot=4)).build(), "source.slot: must be text"),
-        (lambda: complete().source(Postgres("postgresql://h/d", slot=object())).build(), "source.slot: is a object"),
+        (lambda: Pipeline("p").source(Postgres("postgresql://u@h/d")).build(), "sink: is missing"),
+        (lambda: Pipeline("").source("postgresql://u@h/d").sink("sqlite:x").build(), "pipeline.name|source.publication|source.slot"),
+        (lambda: complete().source(Postgres("postgresql://u@h/d", slott="b")).build(), "source.slott: .*did you mean slot"),
+        (lambda: complete().source(Postgres("postgresql://u@h/d", slot=4)).build(), "source.slot: must be text"),
+        (lambda: complete().source(Postgres("postgresql://u@h/d", slot=object())).build(), "source.slot: is a object"),
         (lambda: complete().source({"url": "x"}).build(), "source.type: is missing"),
         (lambda: complete().source({"type": "oracle"}).build(), 'there is no "oracle".*known: .*postgres'),
         (lambda: complete().source("oracle://h/d").build(), "the URL tells no database"),
