@@ -318,7 +318,7 @@ mod tests {
             ValueRef::Text(""),
         ];
         let back = there_and_back(columns, vec![0, 1, 2], &values);
-        let mut wanted: Vec<Value> = values.iter().map(|v| v.to_owned()).collect();
+        let mut wanted: Vec<Value> = values.iter().copied().map(|v| v.to_owned()).collect();
         // A part of a joined key is text; equal by the type.
         wanted[1] = Value::Text("7".to_owned());
         wanted[6] = Value::Text("{\"1\",NULL,\"3\"}".to_owned());
