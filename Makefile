@@ -37,6 +37,7 @@ crash: setup
 
 bench: setup
 	$(CARGO) bench --bench load
+	$(CARGO) bench -p anabranch-dynamodb --bench streams
 
 fuzz:
 	fuzz/run.sh
