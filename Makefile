@@ -46,6 +46,7 @@ crash: setup
 bench: setup
 	$(CARGO) bench --bench load
 	$(CARGO) bench --features spanner --bench spanner
+	$(CARGO) bench -p anabranch-dynamodb --bench streams
 
 fuzz:
 	fuzz/run.sh
