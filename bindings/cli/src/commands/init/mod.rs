@@ -22,6 +22,7 @@ const URLS: &str = "\
 URLs:
   postgresql://user:password@host:5432/database   source, target
   mysql://user:password@host:3306/database        target (mariadb:// too)
+  yugabyte://user:password@host:5433/database     source, target
   sqlite:orders.db                                target, a file
   spanner://projects/P/instances/I/databases/D    source, target
   dynamodb://REGION/TABLE,TABLE                   source; dynamodb://REGION as a target

@@ -27,6 +27,7 @@ fn every_pair_of_urls_gives_a_configuration_that_is_accepted() {
     let sources = [
         PG,
         "postgres://replicator@db1:5433/shop",
+        "yugabyte://replicator:hunter2@yb1:5433/shop",
         "spanner://projects/p/instances/i/databases/d",
         "projects/p/instances/i/databases/d",
         "dynamodb://eu-west-1/orders,customers",
@@ -38,6 +39,7 @@ fn every_pair_of_urls_gives_a_configuration_that_is_accepted() {
         "postgresql://app:hunter2@db2/shop",
         "mysql://app:hunter2@db2/shop",
         "mariadb://app@db2/shop",
+        "yugabytedb://app@yb2:5433/shop",
         file.as_str(),
         "spanner://projects/p/instances/i/databases/e",
         "dynamodb://eu-west-1",
