@@ -77,7 +77,7 @@ pub(super) fn begun(point: &Position) -> Option<Timestamp> {
 #[async_trait]
 impl Snapshotter for DynamoDb {
     async fn begin(&self, tables: &[TableSchema]) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(Scan::plan(self.connected(), tables, &BTreeMap::new())?))
+        Ok(Box::new(Scan::plan(self.connected(), tables, &BTreeMap::new()).await?))
     }
 
     async fn resume(
@@ -98,12 +98,16 @@ impl Snapshotter for DynamoDb {
             tracing::warn!(since = %oldest, "the copy took longer than the stream keeps changes: it begins again");
             return Ok(None);
         }
-        Ok(Some(Box::new(Scan::plan(connected, tables, before)?)))
+        Ok(Some(Box::new(Scan::plan(connected, tables, before).await?)))
     }
 }
 
 impl Scan {
-    fn plan(connected: Connected, tables: &[TableSchema], before: &BTreeMap<TableName, TableSnapshot>) -> Result<Self> {
+    async fn plan(
+        connected: Connected,
+        tables: &[TableSchema],
+        before: &BTreeMap<TableName, TableSnapshot>,
+    ) -> Result<Self> {
         let all = connected.tables()?;
         let of = |schema: &TableSchema| all.iter().find(|t| t.layout.schema().name == schema.name).cloned();
         let tables: Vec<Arc<Table>> = tables.iter().filter_map(of).collect();
@@ -128,7 +132,7 @@ impl Scan {
         }
         let guard = PartitionId::new(COPY);
         let spooling = match &connected.settings.spool {
-            Some(settings) => Some(Arc::new(Spooling::start(&connected, settings, &tables, begun)?)),
+            Some(settings) => Some(Arc::new(Spooling::start(&connected, settings, &tables, begun).await?)),
             None => {
                 check_time(&connected, &tables)?;
                 // The stream has to keep what comes from here on until the copy is done.
@@ -272,10 +276,10 @@ impl ChangeReader for SegmentReader {
         if self.done {
             return Ok(Next::Closed { children: Vec::new() });
         }
-        loop {
-            if let Some(next) = self.page().await? {
-                return Ok(next);
-            }
+        match self.page().await? {
+            Some(next) => Ok(next),
+            // Throttled: a sign of life, so that a copy that is to stop does.
+            None => self.batch(&[]),
         }
     }
 

@@ -59,7 +59,10 @@ async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
     assert!(bench.fake.state().stream("orders").shards.len() < 4, "shards are gone");
     let running = bench.pipeline("test", source()).start().await.expect("start");
     (60..70).for_each(|id| put(&bench.fake, id, 4780));
-    bench.rows.until(|| spooled(folder.path(), 4780) >= 10, || "what came after the restart is not spooled").await;
+    bench
+        .rows
+        .until(|| spooled(folder.path(), 4780) >= 10, || (running.status().last_error, spooled(folder.path(), 4780)))
+        .await;
     let scans = bench.fake.calls("Scan");
     bench.fake.heal();
     bench.rows.equal(&bench.fake, "orders").await;

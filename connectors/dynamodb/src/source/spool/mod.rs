@@ -23,6 +23,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anabranch_core::{Error, Partition, PartitionId, Result, Timestamp};
 
+use tokio::time::{Instant, sleep};
+
 use super::setup::Table;
 use file::Frames;
 pub(super) use replay::SpooledReader;
@@ -37,6 +39,10 @@ pub(crate) struct SpoolSettings {
 
 /// If not set: room for a day of a busy table's changes, and a disk that is not full at once.
 pub(crate) const MAX_BYTES: u64 = 50 << 30;
+
+/// How long a spool that another copy has is waited for, and how often it is asked for.
+const PATIENCE: Duration = Duration::from_secs(20);
+const ASK: Duration = Duration::from_millis(50);
 
 /// The spool of one table.
 #[derive(Debug, Clone)]
@@ -89,18 +95,22 @@ impl Folder {
         Ok(all.into_iter().map(|f| f.path()).filter(|p| p.extension().is_some_and(|e| e == "spool")).collect())
     }
 
-    /// Makes it, for this process alone.
-    fn open(&self) -> Result<File> {
+    /// Makes it, for this copy alone. An earlier run may be on its way out: it is waited for.
+    async fn open(&self) -> Result<File> {
         let failed = |e| failed(&self.0, e);
         fs::create_dir_all(&self.0).map_err(failed)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(self.lock()).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(lock),
-            Err(fs::TryLockError::WouldBlock) => {
-                Err(Error::transient(format!("another process spools to {}", self.0.display()))
-                    .hint("give each pipeline a folder of its own in source.spool"))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let lock = File::options().create(true).truncate(false).write(true).open(self.lock()).map_err(failed)?;
+            match lock.try_lock() {
+                Ok(()) => return Ok(lock),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => sleep(ASK).await,
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(Error::transient(format!("another process spools to {}", self.0.display()))
+                        .hint("give each pipeline a folder of its own in source.spool"));
+                }
+                Err(fs::TryLockError::Error(e)) => return Err(failed(e)),
             }
-            Err(fs::TryLockError::Error(e)) => Err(failed(e)),
         }
     }
 }

@@ -47,7 +47,7 @@ struct Shared {
 
 impl Spooling {
     /// Begins, or goes on where an earlier process stopped.
-    pub(in super::super) fn start(
+    pub(in super::super) async fn start(
         connected: &Connected,
         settings: &SpoolSettings,
         tables: &[Arc<Table>],
@@ -64,7 +64,7 @@ impl Spooling {
         let mut spools = Vec::new();
         for table in tables {
             let folder = Folder::of(settings, table)?;
-            let lock = folder.open()?;
+            let lock = folder.open().await?;
             if !holds(Some(settings), begun, table) {
                 // Of an earlier copy, or of none.
                 for file in folder.files().map_err(|e| failed(&folder.0, e))? {
