@@ -179,8 +179,12 @@ async fn converge(allow_exclusion: bool) -> Tested {
         let written = (4 * TRANSACTIONS - 2) as u64;
         let (over, back) = (counters(&there)?, counters(&back)?);
         assert_eq!((over["changes"].as_u64(), over["filtered"].as_u64()), (Some(written), Some(0)), "{over}");
-        let filtered = if allow_exclusion { 0 } else { written };
-        assert_eq!((back["changes"].as_u64(), back["filtered"].as_u64()), (Some(written), Some(filtered)), "{back}");
+        assert_eq!(back["changes"].as_u64(), Some(written), "{back}");
+        // Merged in one transaction, several writes of a row may have become one.
+        let filtered = back["filtered"].as_u64();
+        let expected =
+            if allow_exclusion { filtered == Some(0) } else { filtered > Some(0) && filtered <= Some(written) };
+        assert!(expected, "{back}");
         assert_eq!(back["skipped"].as_u64(), Some(0), "{back}");
         Ok(())
     })

@@ -386,7 +386,9 @@ impl Retention for PyRetention {
                         held_bytes: get("held_bytes")?.extract()?,
                         bytes: get("bytes")?.extract()?,
                         seconds: get("seconds")?.extract()?,
-                        at: None,
+                        unread_bytes: get("unread_bytes")?.extract()?,
+                        lost: get("lost")?.extract()?,
+                        ..RetentionLeft::default()
                     })
                 },
             )

@@ -22,9 +22,14 @@ fn row(id: usize, v: usize) -> serde_json::Value {
 
 /// Reads everything up to the time.
 async fn all(fake: Arc<FakeSpanner>) -> MemorySink {
+    all_with(fake, Duration::from_millis(10)).await
+}
+
+/// With this pause between the steps of the clock.
+async fn all_with(fake: Arc<FakeSpanner>, pause: Duration) -> MemorySink {
     let sink = MemorySink::new();
     let mut running = start(pipeline(&fake, t(0), &sink)).await;
-    let ticking = Ticking::start(&fake, Duration::from_secs(1));
+    let ticking = Ticking::every(pause, &fake, Duration::from_secs(1));
     drained(&mut running).await;
     drop(ticking);
     running.stop().await.unwrap();
@@ -48,7 +53,7 @@ async fn a_thousand_partitions_and_one_transaction_over_all_of_them() {
         stream.commit(Committed::at(at).update(&names[n], &kv(), row(n, 1000 + n), json!({"v": "1"})));
     }
     let fake = Arc::new(script(Dialect::GoogleSql, stream, t(10)).start());
-    let sink = all(fake).await;
+    let sink = all_with(fake, Duration::from_secs(1)).await;
     let found = rows(&sink.rows(&kv_name(Dialect::GoogleSql)));
     assert!(found.len() == PARTITIONS && found.values().all(|v| *v == 2), "{found:?}");
     let sizes: Vec<usize> = sink.history().iter().map(|c| c.rows().count()).filter(|n| *n > 0).collect();

@@ -54,12 +54,17 @@ pub(crate) struct Ticking {
 
 impl Ticking {
     pub(crate) fn start(fake: &Arc<FakeSpanner>, step: Duration) -> Self {
+        Self::every(Duration::from_millis(10), fake, step)
+    }
+
+    /// With this pause: each step gives a heartbeat to every partition that is being read.
+    pub(crate) fn every(pause: Duration, fake: &Arc<FakeSpanner>, step: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (fake, stopped) = (Arc::clone(fake), Arc::clone(&stop));
         let task = tokio::spawn(async move {
             while !stopped.load(Ordering::Relaxed) {
                 fake.set_time(fake.now().plus(step));
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                tokio::time::sleep(pause).await;
             }
         });
         Self { stop, task }
@@ -74,7 +79,7 @@ impl Drop for Ticking {
 }
 
 pub(crate) async fn drained(running: &mut RunningPipeline) {
-    let drained = running.drain(Some(Duration::from_secs(60))).await;
+    let drained = running.drain(Some(Duration::from_secs(180))).await;
     let drained = drained.unwrap_or_else(|e| panic!("{}", e.report()));
     assert!(drained.drained, "{drained:?} {:?}", running.status());
 }

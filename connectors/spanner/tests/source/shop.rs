@@ -106,6 +106,6 @@ pub(crate) async fn start(builder: PipelineBuilder) -> RunningPipeline {
 }
 
 pub(crate) async fn drained(running: &mut RunningPipeline) {
-    let drained = running.drain(Some(Duration::from_secs(60))).await.unwrap();
+    let drained = running.drain(Some(Duration::from_secs(180))).await.unwrap();
     assert!(drained.drained, "{drained:?} {:?}", running.status());
 }
