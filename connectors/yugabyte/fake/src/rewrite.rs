@@ -32,9 +32,10 @@ pub(crate) async fn rewrite(shared: &Shared, database: &str, application: &str, 
         return refuse(shared, sql, "System column \"ctid\" is not supported yet");
     }
     let writes = ["anabranch-sink/stream", "anabranch-sink/snapshot"].iter().any(|a| application.starts_with(a));
-    // BEGIN asks the storage layer for nothing, and cannot fail there.
+    // BEGIN asks the storage layer for nothing, and cannot fail there; a transaction that is going back
+    // has failed already.
     if writes
-        && !small.starts_with("begin")
+        && !["begin", "rollback"].iter().any(|s| small.starts_with(s))
         && let Some(refusal) = shared.state().inject(shared.options.refuse_one_of)
     {
         // A commit that fails ends the transaction all the same.
