@@ -17,10 +17,8 @@ fn module() -> PathBuf {
 #[test]
 fn pytest() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let servers = env!("CARGO_TARGET_TMPDIR");
     let status = Command::new(here.join("tests/run.sh"))
         .arg(module())
-        .env("ANABRANCH_TEST_TMP", servers)
         .env("ANABRANCH_PYTEST_SERVERS", std::env::current_exe().expect("the path of this test"))
         .status()
         .expect("tests/run.sh");

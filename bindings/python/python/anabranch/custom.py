@@ -30,7 +30,8 @@ class Source(abc.ABC):
       it. It makes draining possible.
     * ``begin_snapshot(tables)``: an object with ``point`` (a position), ``chunks`` (a list of :class:`Chunk`) and
       ``open(table, token)``, a reader of inserts that ends with :class:`Closed`. It makes copying possible.
-    * ``retention()``: a dict with ``held_bytes``, ``bytes`` and ``seconds`` that are left.
+    * ``retention()``: a dict with ``held_bytes``, ``bytes`` and ``seconds`` that are left,
+      ``unread_bytes``, and ``lost``: why what is needed is gone.
     * ``check(resume)``: as ``prepare``, without creating anything: the statements that ``prepare`` would run.
     * ``describe(position)``: the position as users write it.
     """
