@@ -67,7 +67,7 @@ pub enum OldImage {
 /// A source transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Transaction {
-    /// The prefix of its changes' ranks (see [`Rank`]); it also identifies the transaction within its source.
+    /// The prefix of its changes' ranks (see [`Rank`](crate::Rank)); it also identifies the transaction within its source.
     pub rank: Bytes,
     /// When it was committed, by the source's clock.
     pub commit_time: Option<Timestamp>,
