@@ -56,7 +56,7 @@ impl Setup {
              [source]\n{source}tables = [\"orders\"]\nsnapshot = \"never\"\n\
              poll_min_ms = 300\npoll_max_ms = 3000\n\n\
              [sink]\n{target}create_tables = true\n\n[checkpoint]\n{target}\n[dead_letters]\n{target}\n\
-             [workers]\nid = \"{worker}\"\nfailover_seconds = {}\n\n[workers.leases]\n{target}table = \"orders-task\"\n",
+             [workers]\nid = \"{worker}\"\nfailover_seconds = {}\nmost_partitions = 100\n\n[workers.leases]\n{target}table = \"orders-task\"\n",
             FAILOVER.as_secs()
         )
     }
