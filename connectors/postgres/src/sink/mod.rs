@@ -1,7 +1,7 @@
 //! Writes to PostgreSQL: whole target transactions, in bulk, with their progress.
 //!
 //! ```text
-//! BEGIN                                        one flight: nothing is awaited before all is sent
+//! BEGIN READ WRITE                             one flight: nothing is awaited before all is sent
 //!   UPDATE anabranch.lane ... WHERE epoch = e    the fence: one row, or the run is Fenced
 //!   SAVEPOINT                                    what is refused is tried again in another mode
 //!     DELETE / INSERT .. ON CONFLICT / UPDATE    from arrays: thousands of rows a statement

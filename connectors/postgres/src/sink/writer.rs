@@ -75,6 +75,11 @@ impl PostgresWriter {
         let store = &self.shared.store;
         let session =
             Session::open(&store.endpoint()?, store.key(), &self.shared.options, &name, Some(&origin)).await?;
+        // A unit is sent without a wait: were its BEGIN refused, or cancelled by someone at that moment,
+        // what follows it would be committed statement by statement. Outside of BEGIN READ WRITE the
+        // server refuses every write.
+        let guard = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY";
+        session.client.batch_execute(guard).await.map_err(|e| classify(e, "cannot set up the session"))?;
         self.session = Some(session);
         Ok(())
     }
@@ -104,7 +109,7 @@ impl PostgresWriter {
         if begins {
             // Foreign keys that may wait do so: within a transaction rows come in any order.
             let deferred = if session.replica { "" } else { "; SET CONSTRAINTS ALL DEFERRED" };
-            applier.flight.simple(Tag::Control, format!("BEGIN{deferred}")).await;
+            applier.flight.simple(Tag::Control, format!("BEGIN READ WRITE{deferred}")).await;
             self.open = true;
         }
         let result = match unit.kind {

@@ -1,6 +1,7 @@
 //! The sink on real servers.
 
 mod apply;
+mod begin;
 mod conformance;
 mod pieces;
 mod speed;
