@@ -166,7 +166,10 @@ const REST: &[(&str, &[&str])] = &[
     ("[metrics]\nlisten = 9187", &["metrics.listen: must be text"]),
     ("[metrics]\nlisten = \"here\"", &["metrics.listen: must be an address and a port", "127.0.0.1:9187"]),
     ("[metrics]\nlisten = \"9187\"\ndead_after_seconds = 0", &["metrics.dead_after_seconds: must be at least 1"]),
-    ("[metrics]\nlisten = \"9187\"\ndead_after = 5", &["metrics.dead_after: ", "did you mean dead_after_seconds?"]),
+    (
+        "[metrics]\nlisten = \"9187\"\ndead_after_second = 5",
+        &["metrics.dead_after_second: ", "did you mean dead_after_seconds?"],
+    ),
     ("[checkpoint]", &["checkpoint.type: is missing"]),
     (
         "[checkpoint]\ntype = \"redis\"",

@@ -135,13 +135,17 @@ fn columns_of(tables: &str) -> String {
     )
 }
 
+/// The schema of a pipeline's own tables, where the database is a target too. A publication of all
+/// tables has them, and the stream brings them: they are never passed on.
+pub(crate) const OWN_SCHEMA: &str = "anabranch";
+
 /// pg_publication_tables honours column lists, generated columns and publish_via_partition_root.
 const PUBLISHED: &str = "
 SELECT c.oid, p.attnames, p.rowfilter
 FROM pg_catalog.pg_publication_tables p
 JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname
 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = p.tablename
-WHERE p.pubname = $1";
+WHERE p.pubname = $1 AND p.schemaname <> 'anabranch'";
 
 /// With publish_via_partition_root: of a partitioned table itself and not its partitions, and with
 /// a table the tables that inherit from it (the manual's CREATE PUBLICATION). 16384 is the first oid
@@ -161,7 +165,8 @@ WITH RECURSIVE listed(oid) AS (
 SELECT c.oid, NULL::name[], NULL::text
 FROM pg_catalog.pg_class c
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
-  AND CASE WHEN cardinality($1::text[]) = 0 THEN NOT c.relispartition
+  AND CASE WHEN cardinality($1::text[]) = 0 THEN NOT c.relispartition AND c.relnamespace NOT IN
+             (SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = 'anabranch')
            ELSE c.oid IN (SELECT oid FROM listed) AND NOT EXISTS (
              SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS a
              WHERE a.relid <> c.oid AND a.relid IN (SELECT oid FROM listed)) END";

@@ -584,3 +584,36 @@ async fn cost_of_a_backlog() {
         );
     }
 }
+
+/// The database is the target of another pipeline too: what that one keeps there is not replicated.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_tables_are_left_out_of_a_publication_of_all_tables() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        server
+            .exec(
+                "postgres",
+                "CREATE TABLE kept (id int PRIMARY KEY); CREATE SCHEMA anabranch;
+                 CREATE TABLE anabranch.lane (lane int PRIMARY KEY, epoch int)",
+            )
+            .unwrap();
+        let source = prepared(&server).await;
+        let tables = Source::tables(&source).await.unwrap();
+        assert_eq!(tables.iter().map(|t| t.name.to_string()).collect::<Vec<_>>(), ["public.kept"]);
+        let mut reader = open(&source, None).await;
+        server
+            .exec(
+                "postgres",
+                "INSERT INTO anabranch.lane VALUES (0, 1); INSERT INTO kept VALUES (1);
+                 ALTER TABLE anabranch.lane ADD COLUMN stale int; UPDATE anabranch.lane SET epoch = 2;
+                 BEGIN; UPDATE anabranch.lane SET epoch = 3; INSERT INTO kept VALUES (2); COMMIT",
+            )
+            .unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            let more = changes(&mut reader, 1).await;
+            seen.extend(more.into_iter().flatten());
+        }
+        assert_eq!(seen, ["+public.kept(1)", "+public.kept(2)"]);
+    }
+}

@@ -167,6 +167,14 @@ impl Relations {
 
     /// Takes the schema that was found for a description.
     pub(crate) fn resolved(&mut self, mut found: Resolved, at: Lsn) -> Result<()> {
+        if found.schema.name.schema == catalog::OWN_SCHEMA {
+            let Resolved { described, schema, .. } = found;
+            // As if all that ever comes of it were in a copy.
+            let copied_until = Lsn(u64::MAX);
+            let relation = Relation { described, schema, copied_until, announce: false, slot: (0, 0) };
+            self.by_oid.insert(relation.described.oid, relation);
+            return Ok(());
+        }
         let before = self
             .by_oid
             .get(&found.described.oid)
