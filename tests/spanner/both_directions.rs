@@ -39,7 +39,7 @@ fn to_spanner(server: &PgServer, name: &str, fake: &FakeSpanner) -> String {
     format!(
         "[pipeline]\nname = \"to_spanner\"\n\
          [source]\ntype = \"postgres\"\nurl = \"{}\"\npublication = \"everything\"\nslot = \"{name}\"\norigin = \"none\"\n\
-         tables = [\"public.kv\"]\nsnapshot = \"never\"\n\
+         snapshot = \"never\"\n\
          [sink]\ntype = \"spanner\"\ndatabase = \"{}\"\nendpoint = \"{}\"\n\
          [checkpoint]\ntype = \"sqlite\"\npath = \"state.db\"\n[dead_letters]\ntype = \"sqlite\"\npath = \"letters.db\"\n",
         server.url(name),
