@@ -101,7 +101,7 @@ async fn run(lsn_type: &str) -> Tested {
     let kills = config::kills(KILLS);
     while faults.count() < kills && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
-        if faults.count() % 4 == 0 {
+        if faults.count().is_multiple_of(4) {
             fake.cut();
         }
     }

@@ -76,7 +76,7 @@ impl PyTableChanges {
         for (place, column) in self.schema.columns.iter().enumerate() {
             let values =
                 self.changes().map(|(change, _)| self.row(change).map_or(ValueRef::Null, |row| row.get(place)));
-            arrays.push(array(column, values).map_err(|wrong| ArrowError::InvalidArgumentError(wrong))?);
+            arrays.push(array(column, values).map_err(ArrowError::InvalidArgumentError)?);
         }
         RecordBatch::try_new(Arc::new(schema(&self.schema)), arrays)
     }

@@ -139,14 +139,14 @@ impl PyChange {
     }
 
     /// The row after the change, as a dict.
-    #[getter]
-    fn new<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    #[getter(new)]
+    fn new_row<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         self.dict(py, self.change().new_row())
     }
 
     /// The row before it, as far as it was sent.
-    #[getter]
-    fn old<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    #[getter(old)]
+    fn old_row<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
         self.dict(py, self.change().old_row())
     }
 
@@ -401,11 +401,12 @@ impl PyUnit {
     }
 }
 
+/// The changes of one table: batch, index in it, and place among all.
+type OfTable = (Arc<anabranch::TableSchema>, Vec<(Arc<ChangeBatch>, u32, u64)>);
+
 /// The changes of rows by table, with the place of each among all.
-pub(crate) fn by_schema(
-    places: impl Iterator<Item = (Arc<ChangeBatch>, u32)>,
-) -> Vec<(Arc<anabranch::TableSchema>, Vec<(Arc<ChangeBatch>, u32, u64)>)> {
-    let mut groups: Vec<(Arc<anabranch::TableSchema>, Vec<_>)> = Vec::new();
+pub(crate) fn by_schema(places: impl Iterator<Item = (Arc<ChangeBatch>, u32)>) -> Vec<OfTable> {
+    let mut groups: Vec<OfTable> = Vec::new();
     let mut known: HashMap<usize, usize> = HashMap::new();
     for (at, (batch, index)) in places.enumerate() {
         let change = batch.change(index as usize);

@@ -102,10 +102,7 @@ fn typed<'py>(py: Python<'py>, text: &str, of: &DataType) -> PyResult<Option<Bou
             Err(_) => None,
         },
         DataType::Decimal { .. } => t.decimal.bind(py).call1((text,)).ok(),
-        DataType::Bytes => match bytes(text) {
-            Some(bytes) => Some(PyBytes::new(py, &bytes).into_any()),
-            None => None,
-        },
+        DataType::Bytes => bytes(text).map(|bytes| PyBytes::new(py, &bytes).into_any()),
         DataType::Date => match date(text) {
             Some(date) => t.date.bind(py).call1(date).ok(),
             None => None,

@@ -38,8 +38,9 @@ impl ServerError {
 /// What a SQLSTATE asks for (PostgreSQL's manual, appendix A).
 pub(crate) fn kind_of(code: &str) -> ErrorKind {
     match code {
-        // Serialization failure, deadlock, lock not available, object in use, statement cancelled.
-        "40001" | "40P01" | "55P03" | "55006" | "57014" => ErrorKind::Transient,
+        // Serialization failure, deadlock, lock not available, object in use, statement cancelled; refused
+        // because a statement before it was: whoever repeats the transaction sees why.
+        "40001" | "40P01" | "55P03" | "55006" | "57014" | "25P02" => ErrorKind::Transient,
         // Read-only transaction: the URL points to a standby, or the server is fenced.
         "25006" => ErrorKind::Config,
         _ => match code.get(..2) {
@@ -182,6 +183,7 @@ mod tests {
             ("40001", ErrorKind::Transient),
             ("40P01", ErrorKind::Transient),
             ("55P03", ErrorKind::Transient),
+            ("25P02", ErrorKind::Transient),
             ("22003", ErrorKind::Rejected),
             ("23505", ErrorKind::Rejected),
             ("28P01", ErrorKind::Config),

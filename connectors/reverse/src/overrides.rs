@@ -28,7 +28,7 @@ pub(crate) fn read(path: &Path) -> Result<Rules> {
         wrong(format!("line {}: {e}", e.line()))
             .hint("the form is {\"renamedTables\": {\"source\": \"spanner\"}, \"renamedColumns\": {\"source\": {\"a\": \"b\"}}}")
     })?;
-    rules(file.renamed_tables, file.renamed_columns).map_err(|problem| wrong(problem))
+    rules(file.renamed_tables, file.renamed_columns).map_err(wrong)
 }
 
 /// `tableOverrides=[{Source, Spanner}]` and `columnOverrides=[{Source.a, Source.b}]` of the template.

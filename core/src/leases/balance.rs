@@ -60,9 +60,8 @@ impl Balancer {
     ) -> Moves {
         self.look(now, leases);
         let open: Vec<&Lease> = runnable(leases);
-        let mut moves = Moves::default();
-        moves.give =
-            open.iter().filter(|l| held.contains(l.id()) && self.is_wanted(l)).map(|l| l.id().clone()).collect();
+        let give = open.iter().filter(|l| held.contains(l.id()) && self.is_wanted(l)).map(|l| l.id().clone()).collect();
+        let mut moves = Moves { give, ..Moves::default() };
 
         let (mut expired, alive): (Vec<&Lease>, Vec<&Lease>) =
             open.iter().partition(|l| !held.contains(l.id()) && self.is_free(now, l));

@@ -55,7 +55,11 @@ impl Subject {
                     let problem = format!("the pipeline {} has never run", pipeline.name());
                     return Err(Error::config("pipeline.name", problem));
                 };
-                if json { tell_json(&status, one_line) } else { Ok(print(&status)) }
+                if json {
+                    return tell_json(&status, one_line);
+                }
+                print(&status);
+                Ok(())
             }
             Self::XCluster(target) => {
                 let databases = xcluster::status(target).await?;

@@ -72,18 +72,18 @@ impl Transform for PyTransform {
             }
             Ok(match how {
                 How::Shards => Applied::Shards(out.extract()?),
-                _ => Applied::Batch(transformed(&before, &out)),
+                _ => Applied::Batch(Box::new(transformed(&before, &out))),
             })
         })?;
         match applied {
-            Applied::Batch(batch) => batch,
+            Applied::Batch(batch) => *batch,
             Applied::Shards(shards) => sharded(&before, shards),
         }
     }
 }
 
 enum Applied {
-    Batch(Result<ChangeBatch>),
+    Batch(Box<Result<ChangeBatch>>),
     Shards(Vec<Option<String>>),
 }
 

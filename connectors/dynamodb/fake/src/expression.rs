@@ -27,7 +27,7 @@ fn tokens(text: &str) -> Vec<String> {
             '=' if spaced.ends_with(['<', '>']) => spaced.extend(['=', ' ']),
             '=' => spaced.extend([' ', '=', ' ']),
             c => {
-                if spaced.ends_with(['<', '>']) && !(c == '>') {
+                if spaced.ends_with(['<', '>']) && c != '>' {
                     spaced.push(' ');
                 }
                 spaced.push(c);

@@ -268,7 +268,7 @@ impl State {
     pub(crate) fn write(&mut self, table: &str, change: Result<Item, Item>, by: Option<Value>) -> Option<Item> {
         let sequence = self.next_sequence();
         let time = self.now();
-        let Some(entry) = self.tables.get_mut(table) else { return None };
+        let entry = self.tables.get_mut(table)?;
         let (given, new) = match change {
             Ok(key) => (key, None),
             Err(item) => (item.clone(), Some(item)),

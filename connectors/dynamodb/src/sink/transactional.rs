@@ -99,7 +99,7 @@ impl<'a> Transactional<'a> {
 
     async fn add(&mut self, one: Folded) -> Result<()> {
         let plain = one.steps.iter().all(|s| matches!(s, Step::Writes(_)));
-        if plain && !self.open.has_room_for(&one) || !plain {
+        if !plain || !self.open.has_room_for(&one) {
             self.commit().await?;
         }
         let steps =

@@ -174,7 +174,8 @@ fn rows(schema: &Arc<TableSchema>, n: u64, count: i64) -> Unit {
 #[tokio::test]
 async fn throttled_and_partial_writes_arrive_all_the_same() {
     let Some(server) = server() else { return };
-    let cases: [(&str, Trouble, fn(DynamoDbSink) -> DynamoDbSink); 6] = [
+    type Case = (&'static str, Trouble, fn(DynamoDbSink) -> DynamoDbSink);
+    let cases: [Case; 6] = [
         ("trouble_put", Trouble::Throttle("PutItem"), |s| s),
         ("trouble_lost", Trouble::LoseAnswers("PutItem"), |s| s),
         ("trouble_batch", Trouble::Throttle("BatchWriteItem"), |s| s.mode(Mode::Batch)),

@@ -58,7 +58,7 @@ pub(crate) mod hex {
 
     pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
         let digit = |c: u8| char::from(c).to_digit(16).map(|v| v as u8);
-        if text.len() % 2 != 0 {
+        if !text.len().is_multiple_of(2) {
             return None;
         }
         text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()

@@ -112,7 +112,7 @@ impl Server {
             .collect();
         let mut objects = self.objects.lock().unwrap();
         objects.requests += 1;
-        if objects.refuse.is_some_and(|n| objects.requests % n == 0) {
+        if objects.refuse.is_some_and(|n| objects.requests.is_multiple_of(n)) {
             return status(StatusCode::SERVICE_UNAVAILABLE);
         }
         match parts.method {
@@ -122,7 +122,7 @@ impl Server {
                 let answer = objects.put(&key, &parts.headers, body);
                 objects.writes += 1;
                 match objects.lose {
-                    Some(n) if objects.writes % n == 0 => status(StatusCode::INTERNAL_SERVER_ERROR),
+                    Some(n) if objects.writes.is_multiple_of(n) => status(StatusCode::INTERNAL_SERVER_ERROR),
                     _ => answer,
                 }
             }

@@ -79,7 +79,7 @@ impl Story {
         loop {
             let statuses = watched.status().await.unwrap();
             let failed = |shard: &&str| statuses.iter().any(|s| s.shard == **shard && s.state == ShardState::Error);
-            if goes.iter().all(|s| self.ids(s).len() as u64 == self.next - 1) && fails.iter().all(|s| failed(s)) {
+            if goes.iter().all(|s| self.ids(s).len() as u64 == self.next - 1) && fails.iter().all(failed) {
                 break;
             }
             assert!(tokio::time::Instant::now() < deadline, "{statuses:?}");

@@ -254,13 +254,7 @@ async fn processed_files_are_deleted_or_moved() {
         run.write(&[tx(5, 5, &[(5, EU)])]).await;
         let (more, _) = read(&mut *open(&source, "eu", Some(end)).await, 1).await;
         assert_eq!(ids(&more), [5]);
-        let error = open(&source, "eu", None).await.next().await;
-        let error = loop {
-            match error {
-                Err(e) => break e,
-                Ok(_) => panic!("a reader began after files that are gone"),
-            }
-        };
+        let error = open(&source, "eu", None).await.next().await.expect_err("it began after files that are gone");
         assert_eq!(error.kind(), ErrorKind::Fatal);
         assert!(error.report().contains("missing"), "{}", error.report());
     }

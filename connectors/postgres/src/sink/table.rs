@@ -4,6 +4,7 @@ use anabranch_core::{DataType, Error, Result, TableName};
 use futures_util::future;
 use tokio_postgres::{Client, Row};
 
+use super::flight::is_aftermath;
 use super::native;
 use super::params::Encoding;
 use crate::error::classify;
@@ -124,14 +125,23 @@ impl Table {
             return Ok(None);
         };
         let oid: i64 = row.get(0);
-        let (columns, indexes, keys, triggers) = future::try_join4(
-            client.query(COLUMNS, &[&oid]),
-            client.query(INDEXES, &[&oid]),
-            client.query(FOREIGN_KEYS, &[&oid]),
-            client.query(TRIGGERS, &[&oid]),
+        // All answers are taken: within a transaction, what is refused first has the others refused too,
+        // and those may be seen before it.
+        let mut answers = future::join_all(
+            [COLUMNS, INDEXES, FOREIGN_KEYS, TRIGGERS].map(|sql| async move { client.query(sql, &[&oid]).await }),
         )
-        .await
-        .map_err(what)?;
+        .await;
+        let of_its_own = |a: &Result<_, tokio_postgres::Error>| a.as_ref().is_err_and(|e| !is_aftermath(e));
+        if let Some(at) = answers.iter().position(of_its_own) {
+            answers.swap(0, at);
+        }
+        let mut rows = Vec::with_capacity(answers.len());
+        for answer in answers {
+            rows.push(answer.map_err(what)?);
+        }
+        let [columns, indexes, keys, triggers] = &rows[..] else {
+            return Err(Error::fatal("four questions have other than four answers"));
+        };
         let is_rule = |r: &&Row| r.get::<_, bool>(2);
         Ok(Some(Self {
             oid: oid as u32,

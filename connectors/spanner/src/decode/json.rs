@@ -9,11 +9,13 @@ use crate::client::SpannerValue;
 use crate::types::kind_of_record;
 
 #[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
 enum Wire {
-    DataChangeRecord(Box<Data>),
-    HeartbeatRecord { timestamp: String },
-    ChildPartitionsRecord { start_timestamp: String, child_partitions: Vec<WireChild> },
+    #[serde(rename = "data_change_record")]
+    Data(Box<Data>),
+    #[serde(rename = "heartbeat_record")]
+    Heartbeat { timestamp: String },
+    #[serde(rename = "child_partitions_record")]
+    ChildPartitions { start_timestamp: String, child_partitions: Vec<WireChild> },
 }
 
 #[derive(Deserialize)]
@@ -81,9 +83,9 @@ pub(super) fn record(value: &SpannerValue) -> Result<Record, String> {
     let text = value.as_text().ok_or("the record is no text")?;
     let wire: Wire = serde_json::from_str(text).map_err(|e| e.to_string())?;
     Ok(match wire {
-        Wire::DataChangeRecord(data) => Record::Data(Box::new(data_record(*data)?)),
-        Wire::HeartbeatRecord { timestamp } => Record::Heartbeat(instant(&timestamp)?),
-        Wire::ChildPartitionsRecord { start_timestamp, child_partitions } => Record::Children(Children {
+        Wire::Data(data) => Record::Data(Box::new(data_record(*data)?)),
+        Wire::Heartbeat { timestamp } => Record::Heartbeat(instant(&timestamp)?),
+        Wire::ChildPartitions { start_timestamp, child_partitions } => Record::Children(Children {
             start: instant(&start_timestamp)?,
             children: child_partitions
                 .into_iter()

@@ -48,9 +48,9 @@ async fn a_thousand_partitions_and_one_transaction_over_all_of_them() {
         second = second.update(name, &kv(), row(n, 2), json!({"v": "1"}));
     }
     stream.commit(first).commit(second);
-    for n in 0..PARTITIONS {
+    for (n, name) in names.iter().enumerate() {
         let at = t(2).plus_nanos(n as i64);
-        stream.commit(Committed::at(at).update(&names[n], &kv(), row(n, 1000 + n), json!({"v": "1"})));
+        stream.commit(Committed::at(at).update(name, &kv(), row(n, 1000 + n), json!({"v": "1"})));
     }
     let fake = Arc::new(script(Dialect::GoogleSql, stream, t(10)).start());
     let sink = all_with(fake, Duration::from_secs(1)).await;

@@ -19,6 +19,8 @@ const KEYS: i64 = 24;
 const STEPS: usize = 60;
 
 type Rows = BTreeMap<i64, i64>;
+/// Keys with what they have then.
+type Done = Vec<(i64, Option<i64>)>;
 
 /// A stream, and what the table is after each of its transactions, in order.
 struct Scripted {
@@ -38,7 +40,7 @@ struct Builder {
     now: Time,
     rows: Rows,
     /// By commit time and transaction.
-    done: BTreeMap<(Time, String), Vec<(i64, Option<i64>)>>,
+    done: BTreeMap<(Time, String), Done>,
     next_value: i64,
     next_token: usize,
     /// Keys that a transaction of this very time has changed.

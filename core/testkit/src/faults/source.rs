@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anabranch_core::{
     ChangeReader, Checkpoint, Marker, Next, Partition, Position, Result, Retention, Snapshotter, Source,
-    SourceIdentity, SourceInfo, StartFrom, TableSchema,
+    SourceIdentity, SourceInfo, StartFrom, TableSchema, Verifier,
 };
 use async_trait::async_trait;
 
@@ -66,6 +66,10 @@ impl Source for FaultySource {
 
     fn retention(&self) -> Option<&dyn Retention> {
         self.inner.retention()
+    }
+
+    fn verifier(&self) -> Option<&dyn Verifier> {
+        self.inner.verifier()
     }
 
     fn describe(&self, position: &Position) -> String {

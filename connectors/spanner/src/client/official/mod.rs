@@ -168,7 +168,7 @@ impl Client for Official {
 
     async fn partitioned_update(&self, update: Statement) -> SpannerResult<i64> {
         let dml = self.client.partitioned_dml_transaction().build();
-        dml.execute_update(statement(update)).await.map_err(|e| error(&e))
+        Box::pin(dml.execute_update(statement(update))).await.map_err(|e| error(&e))
     }
 
     async fn ddl(&self) -> SpannerResult<Vec<String>> {
