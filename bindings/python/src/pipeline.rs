@@ -295,6 +295,19 @@ impl Running {
         as_json!(py, &status)
     }
 
+    /// The pipeline's name.
+    fn name(&self) -> &str {
+        self.monitor.name()
+    }
+
+    /// Whether the data path lives.
+    fn health(&self, py: Python<'_>, bound: f64) -> PyResult<Py<PyAny>> {
+        log::refresh(py);
+        let bound = seconds(py, "bound", Some(bound))?.unwrap_or_default();
+        let health = py.detach(|| self.monitor.health(bound));
+        as_json!(py, &health)
+    }
+
     /// Whether it has ended.
     fn ended(&self) -> bool {
         self.live.ended.borrow().is_some()

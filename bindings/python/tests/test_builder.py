@@ -58,9 +58,9 @@ def test_every_public_method_has_a_face(file: str, rust: str, python: type, leas
 
 def test_every_connector_has_a_class() -> None:
     registry = (CORE.parents[2] / "bindings" / "rust" / "registry.rs").read_text()
+    registry = re.sub(r"^ *//.*$", "", registry, flags=re.M)  # its examples have connectors of their own
     types = set(re.findall(r'(?:source|sink|sink_and_stores)(?:::<[^(]*>)?\((?:&mut registry, )?"(\w+)"', registry))
     assert len(types) >= 6, f"only {types} found: this test does not see the registry any more"
-    types -= {"memory"}  # of its example
     faces = {c.type for c in anabranch.Connector.__subclasses__()}
     assert types <= faces, f"without a class: {types - faces}"
 

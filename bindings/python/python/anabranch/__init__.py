@@ -51,13 +51,13 @@ from ._types import (
     Stopped,
     Written,
 )
-from .connectors import Connector, DynamoDb, File, Files, Memory, MySql, Postgres, Sharded, Spanner, Sqlite
+from .connectors import Connector, DynamoDb, File, Files, Memory, MySql, Postgres, Sharded, Spanner, Sqlite, Yugabyte
 from .custom import Checkpointer, Reader, Sharder, Sink, Source, Transform, Writer
 from .letters import DeadLetters
 from .order import Arrival, ByKey, ByTransaction, ByWindow
 from .pipeline import Pipeline, Running
 from .progress import Progress
-from .results import DeadLetter, Drained, Preflight, Record, Status, Verified
+from .results import DeadLetter, Drained, Health, Preflight, Record, Status, Verified
 
 del _logging
 
@@ -88,6 +88,7 @@ __all__ = [
     "FencedError",
     "File",
     "Files",
+    "Health",
     "IndeterminateError",
     "Json",
     "Lane",
@@ -122,5 +123,6 @@ __all__ = [
     "Verified",
     "Writer",
     "Written",
+    "Yugabyte",
     "__version__",
 ]

@@ -58,6 +58,12 @@ class Postgres(Connector):
     type = "postgres"
 
 
+class Yugabyte(Connector):
+    """YugabyteDB: source and sink."""
+
+    type = "yugabyte"
+
+
 class MySql(Connector):
     """MySQL and MariaDB: sink, checkpoints and dead letters."""
 

@@ -16,7 +16,7 @@ from .connectors import Connector, hidden, of_url
 from .letters import DeadLetters
 from .order import Order
 from .progress import Progress
-from .results import Drained, Preflight, Status, Verified
+from .results import Drained, Health, Preflight, Status, Verified
 
 Seconds = Union[int, float, _dt.timedelta]
 #: A connector, its dict with a ``type``, its URL, or an object of a class of one's own.
@@ -416,6 +416,16 @@ class Running:
     def status(self) -> Status:
         """How far it is, now. Cheap."""
         return Status(self._native.status())
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return self._native.name()
+
+    def health(self, bound: Seconds = 60) -> Health:
+        """Whether the data path lives: neither the source nor the target may be silent for longer than ``bound``
+        seconds."""
+        return Health(self._native.health(_seconds(bound) or 0.0))
 
     @property
     def ended(self) -> bool:

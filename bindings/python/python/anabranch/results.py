@@ -141,6 +141,23 @@ class Drained(Record):
         return f"<Drained {self.drained}: marker reached {self.marker_reached}, {self.dead_letters_open} dead letters>"
 
 
+class Health(Record):
+    """Whether a pipeline's data path lives. It is true unless that is dead."""
+
+    #: ``moving``, ``idle``, ``paused`` or ``dead``.
+    life: str
+    #: Why it is dead.
+    reason: Optional[str]
+    heard_seconds: float
+    written_seconds: Optional[float]
+
+    def __bool__(self) -> bool:
+        return self.life != "dead"
+
+    def __repr__(self) -> str:
+        return f"<Health {self.life}{f': {self.reason}' if self.reason else ''}>"
+
+
 class Preflight(Record):
     """What becomes of each column. ``print`` it; it is true if nothing keeps the pipeline from starting."""
 

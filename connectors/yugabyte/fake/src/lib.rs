@@ -152,6 +152,11 @@ impl Fake {
         self.shared.state().refused.clone()
     }
 
+    /// From here on no errors are injected: however large a transaction is, it comes through.
+    pub fn calm(&self) {
+        self.shared.state().calm = true;
+    }
+
     /// How many errors were injected.
     pub fn injected(&self) -> u64 {
         self.shared.state().injected

@@ -25,6 +25,8 @@ pub(crate) struct State {
     errors: Vec<(String, String)>,
     pub(crate) refused: Vec<String>,
     pub(crate) injected: u64,
+    /// Whether that is over.
+    pub(crate) calm: bool,
     random: StdRng,
     streams: u64,
     /// From this place in PostgreSQL's log on, commits are later than this hybrid time.
@@ -75,6 +77,7 @@ impl State {
             errors: Vec::new(),
             refused: Vec::new(),
             injected: 0,
+            calm: false,
             random: StdRng::seed_from_u64(seed),
             streams: 0,
             floors: BTreeMap::new(),
@@ -96,7 +99,7 @@ impl State {
 
     /// At random: a statement that is refused for now.
     pub(crate) fn inject(&mut self, one_of: u32) -> Option<String> {
-        if one_of == 0 || !self.random.random_ratio(1, one_of) {
+        if one_of == 0 || self.calm || !self.random.random_ratio(1, one_of) {
             return None;
         }
         let (code, message) = RETRYABLE[self.random.random_range(0..RETRYABLE.len())];

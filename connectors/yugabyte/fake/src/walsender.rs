@@ -134,13 +134,19 @@ async fn create(
     Ok([row(&columns).as_slice(), &[Message::complete("CREATE_REPLICATION_SLOT")]].concat())
 }
 
-/// The old rows tell what YugabyteDB leaves out.
+/// The old rows tell what YugabyteDB leaves out. One table at a time: beside live writers the locks of
+/// several would end in a deadlock.
 async fn full_identities(shared: &Shared, database: &str) -> io::Result<()> {
-    let sql = "DO $$ DECLARE t regclass; BEGIN FOR t IN SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind = 'r' AND c.relreplident = 'd' AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'history') \
-         LOOP EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', t); END LOOP; END $$";
+    let sql = "SELECT format('ALTER TABLE %s REPLICA IDENTITY FULL', c.oid::regclass) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind = 'r' AND c.relreplident = 'd' AND n.nspname NOT LIKE 'pg\\_%' \
+         AND n.nspname NOT IN ('information_schema', 'history')";
     let client = upstream::client(shared.upstream, database).await?;
-    client.batch_execute(sql).await.map_err(io::Error::other)
+    for row in client.query(sql, &[]).await.map_err(io::Error::other)? {
+        let alter: String = row.get(0);
+        client.batch_execute(&alter).await.map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// Creates a slot of PostgreSQL: the place where it begins, and a snapshot of what was committed before.
