@@ -14,7 +14,7 @@
 //! |---|---|
 //! | `location`, `store` | [`Location`]: a folder and its options; reading, writing, compare-and-set |
 //! | `names` | what objects are called |
-//! | `ledger` | [`Ledger`](ledger::Ledger): the one object that says what a run has written |
+//! | `ledger` | `Ledger`: the one object that says what a run has written |
 //! | `format/` | the lines of a window file, encoded and decoded |
 //! | `sink`, `writer`, `progress`, `relay` | [`WindowFiles`]: writes window files, fenced, exactly once |
 //! | `source`, `reader` | [`WindowSource`]: reads them, shard by shard, without a gap |

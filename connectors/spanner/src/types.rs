@@ -11,7 +11,7 @@
 //! | DATE, TIMESTAMP | date, timestamptz | date, timestamptz (up to nine digits of a second) |
 //! | JSON | jsonb | json |
 //! | UUID, INTERVAL | uuid, interval | uuid, interval |
-//! | ARRAY<T> | t[] | an array of T |
+//! | `ARRAY<T>` | t[] | an array of T |
 
 use anabranch_core::{BatchBuilder, DataType, ValueRef};
 use base64::Engine;
