@@ -5,7 +5,7 @@
 
 use std::env;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anabranch_servers::PgVersion;
 use anabranch_testkit::history::{Consistency, Options};
@@ -26,6 +26,8 @@ const KILLS: u32 = 50;
 const STATES: usize = 6;
 /// The same of an emulator that takes seconds to start a pipeline.
 const SLOW_STATES: usize = 2;
+/// How long they may take once nothing is killed any more.
+const PATIENCE: Duration = Duration::from_secs(180);
 /// NaN and infinities only where the target can hold them.
 const FINITE: Options = Options { nonfinite: false, rows: 40 };
 
@@ -71,6 +73,16 @@ async fn run(
     };
     while !enough(faults.count()) && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
+    }
+    // A loaded machine gets nowhere between kills: what came of them is to be seen.
+    let deadline = Instant::now() + PATIENCE;
+    while consistency != Consistency::PerKey
+        && watcher.states() < states
+        && !watcher.found_something()
+        && !runner.gave_up()
+        && Instant::now() < deadline
+    {
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let committed = writers.stop().await?;
     let ended = match runner.stop().await {
