@@ -4,6 +4,7 @@
 
 mod arrow;
 mod batch;
+mod border;
 mod convert;
 mod custom;
 mod error;

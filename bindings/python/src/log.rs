@@ -10,6 +10,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
+use crate::border::attached;
+
 /// Records that wait for the interpreter. Beyond it they are counted and left out: logging never
 /// holds a pipeline up.
 const WAITING: usize = 4096;
@@ -58,7 +60,7 @@ pub(crate) fn refresh(py: Python<'_>) {
 fn hand_on(records: Receiver<Record>) {
     while let Ok(record) = records.recv() {
         let left_out = LEFT_OUT.swap(0, Ordering::Relaxed);
-        let told = Python::try_attach(|py| {
+        let told = attached(|py| {
             // A handler that raises is its own affair: `logging` reports that itself.
             let _ = emit(py, &record, left_out);
         });

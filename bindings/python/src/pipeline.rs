@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anabranch::control::verify::{TableVerified, VerifyOptions};
 use anabranch::pipeline::{Monitor, PipelineConfig, keys};
@@ -12,6 +12,7 @@ use pyo3::types::{PyDict, PyList};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::border::{self, attached};
 use crate::convert::{as_json, loads, preflight, seconds, table};
 use crate::custom::{Host, register};
 use crate::error::{OrRaise as _, raised};
@@ -195,7 +196,7 @@ impl Native {
 fn told(tell: &Py<PyAny>, table: &TableVerified) {
     let Ok(text) = serde_json::to_string(table) else { return };
     tokio::task::block_in_place(|| {
-        Python::try_attach(|py| {
+        attached(|py| {
             let called = loads(py, &text).and_then(|table| tell.call1(py, (table,)));
             if let Err(raised) = called {
                 raised.write_unraisable(py, Some(tell.bind(py)));
@@ -336,28 +337,28 @@ impl Running {
     }
 }
 
-/// Stops every run of this process; waits for their ends, at most so many seconds.
+/// Stops every run of this process, and lets none of its threads into the interpreter any more: the last
+/// call before the interpreter ends. Waits at most so many seconds.
 #[pyfunction]
 pub(crate) fn stop_all(py: Python<'_>, timeout: f64) -> PyResult<Py<PyList>> {
     let alive: Vec<_> = ALIVE.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
     let alive: Vec<_> = alive.iter().filter_map(Weak::upgrade).collect();
     alive.iter().for_each(|run| run.stopper.cancel());
-    let waiting: Vec<_> = alive.into_iter().filter(|run| run.ended.borrow().is_none()).collect();
-    let mut errors = Vec::new();
-    // A forked child has none of these runs.
-    let runtime = crate::runtime::handle().ok();
-    if let (false, Some(limit), Some(runtime)) = (waiting.is_empty(), seconds(py, "timeout", Some(timeout))?, runtime) {
-        let ends = async move {
-            let mut errors = Vec::new();
-            let all = async {
-                for run in &waiting {
-                    errors.extend(run.end().await.err().map(|e| e.report()));
-                }
-            };
-            let _ = tokio::time::timeout(limit.min(Duration::from_secs(3600)), all).await;
-            errors
+    // Without one there are no threads. A forked child has none of its parent's.
+    let Some(runtime) = crate::runtime::running() else { return Ok(PyList::empty(py).unbind()) };
+    let limit = seconds(py, "timeout", Some(timeout))?.unwrap_or_default().min(Duration::from_secs(3600));
+    let until = Instant::now() + limit;
+    let ends = async move {
+        let mut errors = Vec::new();
+        let all = async {
+            for run in alive.iter().filter(|run| run.ended.borrow().is_none()) {
+                errors.extend(run.end().await.err().map(|e| e.report()));
+            }
         };
-        errors = py.detach(|| runtime.block_on(ends));
-    }
+        let _ = tokio::time::timeout(limit, all).await;
+        errors
+    };
+    let errors = py.detach(|| runtime.block_on(ends));
+    border::close(py, until.saturating_duration_since(Instant::now()));
     Ok(PyList::new(py, errors)?.unbind())
 }

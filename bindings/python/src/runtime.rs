@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::AbortHandle;
 
+use crate::border::attached;
 use crate::error::raised;
 use crate::log;
 
@@ -41,6 +42,12 @@ pub(crate) fn handle() -> anabranch::Result<Handle> {
     let handle = made.handle().clone();
     *runtime = Some((process, made));
     Ok(handle)
+}
+
+/// Whether this process has one: not a forked child.
+pub(crate) fn running() -> Option<Handle> {
+    let runtime = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+    runtime.as_ref().filter(|(of, _)| *of == std::process::id()).map(|(_, runtime)| runtime.handle().clone())
 }
 
 /// Makes the Python value of a result, attached to the interpreter.
@@ -126,7 +133,7 @@ impl Operation {
         log::refresh(py);
         let call = move |result| {
             // None: the interpreter is ending, and nobody waits any more.
-            Python::try_attach(|py| {
+            attached(|py| {
                 let told = match answered(py, result) {
                     Ok(value) => done.call1(py, (value, py.None())),
                     Err(error) => done.call1(py, (py.None(), error.into_value(py))),

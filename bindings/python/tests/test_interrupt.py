@@ -101,6 +101,30 @@ def test_the_end_of_the_program_stops_what_runs(tmp_path: Path) -> None:
     assert stored is not None and stored.phase == "stopped"
 
 
+def test_the_end_of_the_program_waits_for_calls_of_other_threads(tmp_path: Path) -> None:
+    body = """
+        class Slow:
+            def __del__(self, sleep=time.sleep):
+                sleep(1)
+
+        inside = threading.Event()
+
+        def done(value, error):
+            inside.set()
+            # Back while the interpreter would be taking itself apart, which Slow drags out.
+            time.sleep(0.4)
+            print("left", flush=True)
+
+        slow = Slow()
+        with made.start() as running:
+            running._native.drain(None).start(done)
+            assert inside.wait()
+    """
+    process = program(body, tmp_path)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (out, process.returncode) == ("left\n", 0), err
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
 def test_a_forked_child_is_told_that_it_cannot(tmp_path: Path) -> None:
     body = """

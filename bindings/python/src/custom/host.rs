@@ -7,6 +7,7 @@ use anabranch::{Error, ErrorKind, Result};
 use pyo3::prelude::*;
 use tokio::sync::oneshot;
 
+use crate::border::attached;
 use crate::error::caught;
 
 /// Where the asynchronous methods of a pipeline's connectors run.
@@ -126,7 +127,7 @@ pub(crate) async fn in_python<T: Send + 'static>(
     f: impl FnOnce(Python<'_>) -> PyResult<T> + Send + 'static,
 ) -> Result<T> {
     let called = move || {
-        let called = Python::try_attach(|py| f(py).map_err(|e| failed(py, e, &doing, lost)));
+        let called = attached(|py| f(py).map_err(|e| failed(py, e, &doing, lost)));
         called.unwrap_or_else(|| Err(Error::fatal("the Python interpreter is ending")))
     };
     match tokio::task::spawn_blocking(called).await {
@@ -137,7 +138,7 @@ pub(crate) async fn in_python<T: Send + 'static>(
 
 /// As [`in_python`], in this thread: for traits that do not wait.
 pub(crate) fn here<T>(doing: &str, f: impl FnOnce(Python<'_>) -> PyResult<T>) -> Result<T> {
-    let called = || Python::try_attach(|py| f(py).map_err(|e| failed(py, e, doing, ErrorKind::Transient)));
+    let called = || attached(|py| f(py).map_err(|e| failed(py, e, doing, ErrorKind::Transient)));
     let called = match tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor()) {
         // Other tasks of this thread move to another while the interpreter is waited for.
         Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(called),

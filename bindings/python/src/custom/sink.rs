@@ -15,6 +15,7 @@ use super::source::{constant, of_types};
 use super::target::PyTarget;
 use super::{Object, PyCheckpointer};
 use crate::batch::PyUnit;
+use crate::border::attached;
 use crate::error::caught;
 
 /// See `anabranch.Sink`.
@@ -111,7 +112,7 @@ impl SinkWriter for PyWriter {
     }
 
     async fn close(self: Box<Self>) -> Result<()> {
-        if !Python::try_attach(|py| self.writer.can(py, "close")).unwrap_or(false) {
+        if !attached(|py| self.writer.can(py, "close")).unwrap_or(false) {
             return Ok(());
         }
         self.writer.call("close", |py| tuple(py, ()), |_| Ok(())).await

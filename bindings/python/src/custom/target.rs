@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use super::Object;
 use super::checkpointer::tuple;
 use super::host::here;
+use crate::border::attached;
 use crate::model::{PyColumn, PyTable};
 
 /// See `anabranch.Sink`: `describe` and what belongs to it.
@@ -91,7 +92,7 @@ impl TargetSchema for PyTarget {
 
     async fn create(&self, table: &TableSchema) -> Result<()> {
         let table = given_table(table);
-        if !Python::try_attach(|py| self.object.can(py, "create")).unwrap_or(false) {
+        if !attached(|py| self.object.can(py, "create")).unwrap_or(false) {
             let name = table.schema.name.clone();
             return Err(Error::config(name, format!("does not exist, and {} cannot create it", self.object.class)));
         }
