@@ -53,6 +53,12 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// source names a partition always, or never again after it was named by a reader that closed.
     async fn partitions(&self) -> Result<Vec<Partition>>;
 
+    /// Whether it comes to an end: once every partition is finished nothing follows, and the pipeline
+    /// ends by itself. Otherwise a pipeline waits for what may come.
+    fn ends(&self) -> bool {
+        false
+    }
+
     /// A reader of one partition. At most one is open for a partition at a time.
     async fn open(&self, partition: &Partition, from: &StartFrom) -> Result<Box<dyn ChangeReader>>;
 

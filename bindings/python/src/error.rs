@@ -6,23 +6,10 @@ use anabranch::{Error, ErrorKind};
 use pyo3::exceptions::{PyConnectionError, PyTimeoutError};
 use pyo3::prelude::*;
 
-/// The word for a kind, as Python and JSON write it.
-pub(crate) fn word(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Transient => "transient",
-        ErrorKind::Indeterminate => "indeterminate",
-        ErrorKind::Rejected => "rejected",
-        ErrorKind::Fenced => "fenced",
-        ErrorKind::Config => "config",
-        // A kind of a later version is treated as the worst.
-        _ => "fatal",
-    }
-}
-
 /// The exception of an error: its class tells the kind, its text is the whole report. What a
 /// connector in Python raised is its cause.
 pub(crate) fn raised(py: Python<'_>, error: &Error) -> PyErr {
-    let made = py.import("anabranch._errors").and_then(|m| m.call_method1("of", (word(error.kind()), error.report())));
+    let made = py.import("anabranch._errors").and_then(|m| m.call_method1("of", (error.kind().name(), error.report())));
     match made {
         Ok(exception) => {
             let raised = PyErr::from_value(exception);

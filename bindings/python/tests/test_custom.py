@@ -12,9 +12,9 @@ from typing import Any, List, Optional
 
 import anabranch
 import pytest
-from anabranch import ByKey, LeftOut, Memory, Pipeline, Sqlite, Table
+from anabranch import ByKey, Closed, LeftOut, Memory, Partition, Pipeline, Sqlite, Table
 from anabranch import _anabranch as native
-from connectors_in_python import ORDERS, Log, LogSource, SqliteCheckpointer, SqliteSink, create, quoted
+from connectors_in_python import ORDERS, Log, LogReader, LogSource, SqliteCheckpointer, SqliteSink, create, quoted
 from conftest import PATIENCE, until
 
 suites = pytest.mark.skipif(
@@ -142,6 +142,28 @@ def test_python_at_both_ends(wrap: Any, tmp_path: Path) -> None:
         assert running.status().counters.snapshot_rows == 10, "the tables are not copied again"
     assert rows(path) == sorted(log.rows.items())
     assert any(position is not None for position in log.acknowledged)
+
+
+class EndingReader(LogReader):
+    def next(self) -> Any:
+        return Closed() if self.number == len(self.log.transactions) else super().next()
+
+
+class EndingSource(LogSource):
+    ends = True
+
+    def open(self, partition: Partition, start: Any) -> LogReader:
+        reader = super().open(partition, start)
+        return EndingReader(self.log, reader.number, reader.copied)
+
+
+def test_a_source_that_ends_ends_the_pipeline(tmp_path: Path) -> None:
+    log = Log()
+    log.commit([("insert", 1, "one")])
+    made = Pipeline("p").source(EndingSource(log)).sink(Sqlite(tmp_path / "x.db")).snapshot("never").create_tables()
+    assert made.run().phase == "stopped"
+    with sqlite3.connect(tmp_path / "x.db") as db:
+        assert db.execute("SELECT id, body FROM orders").fetchall() == [(1, "one")]
 
 
 def test_asynchronous_connectors_run_in_the_loop_of_the_caller(tmp_path: Path) -> None:

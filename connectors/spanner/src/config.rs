@@ -44,7 +44,8 @@ pub struct SpannerSourceConfig {
     /// Where a new pipeline begins, as RFC 3339. Default: now.
     #[serde(default)]
     pub start: Option<String>,
-    /// Where the pipeline ends, inclusive, as RFC 3339. Default: never.
+    /// Where the pipeline ends, inclusive, as RFC 3339: by itself, once everything up to there is in the
+    /// target. Default: never.
     #[serde(default)]
     pub end: Option<String>,
     /// How often a quiet partition tells how far it is, in milliseconds, 1000 to 300,000. Default: 1000.

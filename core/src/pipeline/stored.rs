@@ -49,15 +49,14 @@ pub(crate) async fn load(spec: &Spec) -> Result<Option<Stored>> {
     Ok(Some(Stored { checkpoint, owners: BTreeMap::new(), shards }))
 }
 
-/// Reads the stores and checks that the source still is the one that they know, beside a process that may run
-/// the pipeline. `None` if the pipeline never ran.
+/// Checks that the source still is the one that the stores, of which `stored` was read, know; beside a process
+/// that may run the pipeline. Gives what they tell: it may have been read anew.
 ///
 /// # Errors
 /// As [`Source::check`](crate::Source::check).
-pub(crate) async fn load_checked(spec: &Spec) -> Result<Option<Stored>> {
+pub(crate) async fn checked(spec: &Spec, mut stored: Option<Stored>) -> Result<Option<Stored>> {
     let mut before: Option<Checkpoint> = None;
     loop {
-        let stored = load(spec).await?;
         let known = stored.as_ref().map(|s| &s.checkpoint).filter(|c| !c.identity.0.is_empty());
         match spec.source.check(known).await {
             // While it was asked the pipeline may have gone on, and let the source forget what lies before: then
@@ -67,6 +66,7 @@ pub(crate) async fn load_checked(spec: &Spec) -> Result<Option<Stored>> {
                     && known.map(|c| &c.partitions) != before.map(|c| c.partitions).as_ref() =>
             {
                 before = known.cloned();
+                stored = load(spec).await?;
             }
             Err(e) => return Err(e),
             Ok(_) => return Ok(stored),
@@ -178,11 +178,15 @@ impl Stored {
         snapshot.phase == SnapshotPhase::Done && (point.is_none() || self.open().all(|(_, p)| behind(p)))
     }
 
-    /// The time up to which everything is in the target; `None` while a partition does not say.
+    /// The time up to which everything is in the target; `None` while a partition does not say. When
+    /// nothing is left to read: the last time that was durable.
     pub(crate) fn safe_time(&self) -> Option<Timestamp> {
         let mut open = self.open().map(|(_, p)| self.safe_time_of(p)).peekable();
-        open.peek()?;
-        open.min()?.filter(|_| self.is_whole())
+        let safe_time = match open.peek() {
+            Some(_) => open.min()?,
+            None => self.checkpoint.partitions.values().filter_map(|p| p.safe_time).max(),
+        };
+        safe_time.filter(|_| self.is_whole())
     }
 
     /// What a partition has proved. One that has not spoken yet begins where its parents ended: they

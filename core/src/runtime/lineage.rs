@@ -265,6 +265,7 @@ impl Lineage {
 
     /// The time up to which every partition is durable; `None` while one does not say. A partition
     /// that waits for its parents holds only what is after them: those that are unfinished speak for it.
+    /// When nothing is left to read: the last time that was durable.
     pub(crate) fn safe_time(&self) -> Option<Timestamp> {
         let unfinished = |p: &PartitionProgress| p.status != PartitionStatus::Finished;
         let waits = |p: &PartitionProgress| {
@@ -272,7 +273,9 @@ impl Lineage {
                 && p.parents.iter().any(|id| self.partitions.get(id).is_some_and(unfinished))
         };
         let mut open = self.partitions.values().filter(|p| unfinished(p) && !waits(p)).peekable();
-        open.peek()?;
+        if open.peek().is_none() {
+            return self.partitions.values().filter_map(|p| p.safe_time).max();
+        }
         open.map(|p| p.safe_time).min()?
     }
 }

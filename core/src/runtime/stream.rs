@@ -264,9 +264,13 @@ impl Coordinator {
         }
     }
 
-    /// Whether this run was for one partition, and that is read to its end, and durable.
+    /// Whether there is an end (this run is for one partition, or the source has one), and everything
+    /// before it is durable.
     fn finished(&self) -> bool {
-        self.reader_seed.spec.role == Role::Partition && self.lineage.is_finished()
+        let spec = &self.reader_seed.spec;
+        // What is parked for a halted shard is applied when it answers.
+        let ends = spec.role == Role::Partition || (spec.source.ends() && self.halted.is_empty());
+        ends && self.lineage.is_finished()
     }
 
     fn on_reading(&mut self, reading: Reading) -> Result<()> {

@@ -41,6 +41,8 @@ class Source(abc.ABC):
     #: What it guarantees of the order: ``transactions`` (one partition gives whole transactions in commit order),
     #: ``commit_time_per_partition`` or ``key``.
     order: str = "transactions"
+    #: Whether it comes to an end: once every partition is closed, without children, the pipeline ends by itself.
+    ends: bool = False
 
     @abc.abstractmethod
     def prepare(self, resume: Optional[Checkpoint]) -> "MaybeAsync[Mapping[str, str]]":

@@ -18,6 +18,7 @@ use super::Object;
 use super::checkpointer::tuple;
 use super::host::here;
 use crate::batch::PyBatch;
+use crate::border::attached;
 use crate::model::{PyPosition, PyTable};
 
 /// See `anabranch.Source`.
@@ -25,6 +26,7 @@ use crate::model::{PyPosition, PyTable};
 pub(crate) struct PySource {
     object: Object,
     info: SourceInfo,
+    ends: bool,
     describes: bool,
     snapshots: Option<PySnapshotter>,
     marks: Option<PyMarker>,
@@ -75,6 +77,7 @@ impl PySource {
             let able = |method: &str| object.can(py, method).then(|| object.clone());
             Ok(Self {
                 info,
+                ends: source.getattr_opt("ends")?.map(|ends| ends.extract()).transpose()?.unwrap_or(false),
                 describes: object.can(py, "describe"),
                 snapshots: able("begin_snapshot").map(|object| PySnapshotter { object }),
                 marks: able("mark").map(|object| PyMarker { object }),
@@ -162,7 +165,7 @@ impl Source for PySource {
     }
 
     async fn check(&self, resume: Option<&Checkpoint>) -> Result<Vec<String>> {
-        if Python::try_attach(|py| self.object.can(py, "check")).unwrap_or(false) {
+        if attached(|py| self.object.can(py, "check")).unwrap_or(false) {
             return self.object.call("check", resuming(resume)?, |given| given.extract()).await;
         }
         self.prepare(resume).await.map(|_| Vec::new())
@@ -174,6 +177,10 @@ impl Source for PySource {
 
     async fn partitions(&self) -> Result<Vec<Partition>> {
         self.object.call("partitions", |py| tuple(py, ()), read_partitions).await
+    }
+
+    fn ends(&self) -> bool {
+        self.ends
     }
 
     async fn open(&self, of: &Partition, from: &StartFrom) -> Result<Box<dyn ChangeReader>> {
@@ -276,7 +283,7 @@ async fn answer(object: Object, mut asked: mpsc::UnboundedReceiver<Question>) {
 
 async fn close(object: &Object) -> Result<()> {
     let able = object.clone();
-    if !Python::try_attach(|py| able.can(py, "close")).unwrap_or(false) {
+    if !attached(|py| able.can(py, "close")).unwrap_or(false) {
         return Ok(());
     }
     object.call("close", |py| tuple(py, ()), |_| Ok(())).await

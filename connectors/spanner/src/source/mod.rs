@@ -171,7 +171,8 @@ impl Spanner {
         self
     }
 
-    /// Where every pipeline ends, inclusive. Default: never.
+    /// Where every pipeline ends, inclusive: by itself, once everything up to there is durable. Default:
+    /// never.
     #[must_use]
     pub fn end(mut self, at: Instant) -> Self {
         self.end = Some(at);
@@ -274,6 +275,10 @@ impl Source for Spanner {
     /// The one that gives the others.
     async fn partitions(&self) -> Result<Vec<Partition>> {
         Ok(vec![lineage::root(self.prepared()?.start)])
+    }
+
+    fn ends(&self) -> bool {
+        self.end.is_some()
     }
 
     async fn open(&self, partition: &Partition, from: &StartFrom) -> Result<Box<dyn ChangeReader>> {

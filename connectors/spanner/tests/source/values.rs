@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use anabranch_core::checkpointer::MemoryCheckpointer;
 use anabranch_core::memory::MemorySink;
+use anabranch_core::pipeline::Phase;
 use anabranch_core::{Arrival, ErrorKind, Pipeline, Source, TableName, Value};
 use anabranch_servers::{SpannerDialect, SpannerOptions, SpannerServer};
 use anabranch_spanner::Spanner;
 use anabranch_spanner::client::{
     Client, Mutation, Official, SpannerResult, SpannerValue, Transaction, TransactionOptions, Work, Write,
 };
+use tokio::time::timeout;
 
 use crate::shop::{drained, start};
 
@@ -147,27 +150,31 @@ async fn mutations_arrive() {
     running.stop().await.unwrap();
 }
 
-/// At the end that was asked for the partitions are finished, and everything before it is there.
+/// At the end that was asked for everything before it is there, and the pipeline ends by itself. Started
+/// again it ends at once.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_end_is_reached() {
+async fn a_pipeline_ends_where_it_was_asked_to() {
     let Some(server) = SpannerOptions::new().partition_seconds(1).start().unwrap() else { return };
     let table = "CREATE TABLE t (id INT64 NOT NULL, note STRING(MAX)) PRIMARY KEY (id)";
     let database = server.create_db(SpannerDialect::GoogleSql, &[table]).unwrap();
     let now = server.exec(&database, "SELECT CURRENT_TIMESTAMP").unwrap().remove(0).remove(0).unwrap();
     let end = now.parse::<anabranch_spanner::client::Instant>().unwrap().plus_seconds(3);
-    let sink = MemorySink::new();
-    let pipeline = Pipeline::builder("test").source(source(&server, &database).end(end)).sink(sink.clone());
-    let running = start(pipeline.create_tables(true)).await;
+    let (sink, store) = (MemorySink::new(), MemoryCheckpointer::new());
+    let pipeline = || {
+        let source = source(&server, &database).end(end);
+        Pipeline::builder("test").source(source).sink(sink.clone()).checkpointer(store.clone()).create_tables(true)
+    };
+    let mut running = start(pipeline()).await;
     server.exec(&database, "INSERT INTO t (id, note) VALUES (1, 'in time')").unwrap();
-    let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while running.status().safe_time.is_some() || sink.rows(&TableName::new("", "t")).is_empty() {
-        assert!(std::time::Instant::now() < deadline, "{:?}", running.status());
-        if running.status().partitions.is_empty() && !sink.rows(&TableName::new("", "t")).is_empty() {
-            break;
-        }
-        tokio::task::yield_now().await;
-    }
-    running.stop().await.unwrap();
+    timeout(Duration::from_secs(60), running.wait()).await.expect("it ends").unwrap();
+    assert_eq!(sink.rows(&TableName::new("", "t")), [vec![Value::Int(1), "in time".into()]]);
+    let status = running.status();
+    assert!(status.partitions.is_empty() && status.safe_time >= Some(end.all_before()), "{status:?}");
+    let stored = pipeline().build().unwrap().stored_status().await.unwrap().unwrap();
+    assert_eq!((stored.phase, stored.safe_time), (Phase::Stopped, status.safe_time));
+
+    let mut again = start(pipeline()).await;
+    timeout(Duration::from_secs(60), again.wait()).await.expect("it ends again").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

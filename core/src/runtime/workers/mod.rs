@@ -229,8 +229,12 @@ impl Worker {
                     tick.reset_immediately();
                 }
                 // 3. Time to look.
-                _ = tick.tick() => if let Err(e) = self.balance().await {
-                    tracing::warn!(pipeline = %self.spec.name, error = %e.report(), "the leases cannot be read now");
+                _ = tick.tick() => match self.balance().await {
+                    Ok(nothing_left) if nothing_left && self.spec.source.ends() => return Ok(()),
+                    Ok(_) => {}
+                    Err(e) => {
+                        tracing::warn!(pipeline = %self.spec.name, error = %e.report(), "the leases cannot be read now");
+                    }
                 },
             }
         }
@@ -246,7 +250,8 @@ impl Worker {
         Ok((listed, moves))
     }
 
-    async fn balance(&mut self) -> Result<()> {
+    /// Takes, asks for and gives up leases. Whether every partition is finished.
+    async fn balance(&mut self) -> Result<bool> {
         let (listed, moves) = self.look().await?;
         for id in &moves.give {
             if let Some(work) = self.held.get(id) {
@@ -269,7 +274,8 @@ impl Worker {
                 self.leases.forget(&self.spec.name, &gone).await?;
             }
         }
-        self.publish(&listed).await
+        self.publish(&listed).await?;
+        Ok(listed.iter().all(|l| l.finished || l.id().as_str() == LETTERS))
     }
 
     async fn take(&self, seen: &Lease) -> Result<Option<Arc<Held>>> {

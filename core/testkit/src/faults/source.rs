@@ -47,6 +47,10 @@ impl Source for FaultySource {
         self.inner.partitions().await
     }
 
+    fn ends(&self) -> bool {
+        self.inner.ends()
+    }
+
     async fn open(&self, partition: &Partition, from: &StartFrom) -> Result<Box<dyn ChangeReader>> {
         // An opening cannot be lied about: there is nothing to give.
         let inner = match self.schedule.next(Call::Open) {
