@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PartitionId, Position, TableName, Timestamp};
+use super::{PartitionId, Position, Rank, TableName, Timestamp};
 use crate::error::{Error, Result};
 
 /// Everything that a pipeline needs to go on where it stopped. Stored as JSON; unknown fields of a
@@ -70,6 +70,20 @@ pub struct Sharing {
 impl Checkpoint {
     /// The current [`Checkpoint::format`].
     pub const FORMAT: u32 = 1;
+
+    /// Whether a partition was finished and is left out here since: a partition is stored before anything
+    /// of it is read. A checkpoint without partitions was lost, or never saved.
+    pub(crate) fn is_forgotten(&self, id: &PartitionId) -> bool {
+        !self.partitions.is_empty() && !self.partitions.contains_key(id)
+    }
+
+    /// Whether all lanes are past this rank of the partition: the source does not give it again.
+    pub(crate) fn is_passed(&self, id: &PartitionId, rank: &Rank) -> bool {
+        match self.partitions.get(id) {
+            Some(p) => p.position.as_ref().is_some_and(|low| *rank <= low.rank),
+            None => self.is_forgotten(id),
+        }
+    }
 
     /// As stored: one line of JSON.
     pub fn to_json(&self) -> Result<String> {

@@ -194,11 +194,9 @@ impl Pipeline {
         let marker = source
             .marker()
             .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?;
-        if stored::load(&self.spec).await?.is_none() {
-            return Err(self.never_ran());
-        }
+        let stored = stored::load(&self.spec).await?.ok_or_else(|| self.never_ran())?;
         // Positions of another source, or of another life of it, mean nothing here.
-        stored::load_checked(&self.spec).await?;
+        stored::checked(&self.spec, Some(stored)).await?;
         let mut drain = Drain::new(marker.mark().await?, source.info().order);
         let reached = self.reach(&mut drain);
         match deadline {

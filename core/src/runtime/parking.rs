@@ -16,7 +16,7 @@
 //! Then its progress is moved up to the low watermark, and only after that a letter is applied: from
 //! there on no change comes to the shard twice, whenever the process dies.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::in_order::InOrder;
@@ -24,7 +24,7 @@ use super::letters::{LaneName, Letters, OnRejected, is_row, keys_of, unit_of};
 use super::tally::Tally;
 use crate::dead_letter::{DeadLetter, LetterClass, LetterState};
 use crate::error::{Error, Result};
-use crate::model::{ChangeRef, Counters, LeftOut, Op, PartitionId, PartitionProgress, Progress, Unit};
+use crate::model::{ChangeRef, Checkpoint, Counters, LeftOut, Op, PartitionId, Progress, Unit};
 use crate::sharded::unknown_shard;
 use crate::sink::SinkWriter;
 
@@ -121,7 +121,7 @@ impl Letters {
         &self,
         shard: &str,
         committed: &[HashMap<PartitionId, Progress>],
-        low: &BTreeMap<PartitionId, PartitionProgress>,
+        checkpoint: &Checkpoint,
     ) -> Result<Settled> {
         let mut settled = Settled { tallies: vec![Tally::default(); committed.len()], ..Settled::default() };
         let Some(store) = &self.store else { return Ok(settled) };
@@ -139,13 +139,7 @@ impl Letters {
                 let lane = parked.lane as usize;
                 let has = committed.get(lane).and_then(|c| c.get(&letter.partition));
                 let has_it = has.is_some_and(|c| *rank <= c.position.rank);
-                let passed = match low.get(&letter.partition) {
-                    Some(p) => p.position.as_ref().is_some_and(|low| *rank <= low.rank),
-                    // A partition is stored before anything of it is read: this one ended, and is
-                    // never read again. Unless everything that was stored is lost.
-                    None => !low.is_empty(),
-                };
-                let stays = passed && !has_it;
+                let stays = checkpoint.is_passed(&letter.partition, rank) && !has_it;
                 let left_out = matches!(letter.class, LetterClass::Skip | LetterClass::Filtered);
                 if left_out && stays {
                     if let Some(tally) = settled.tallies.get_mut(lane) {

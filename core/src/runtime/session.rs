@@ -114,8 +114,6 @@ impl Session {
         session.settle_parked(shared).await?;
         if session.letters.open() > 0 {
             session.letters.close_replayed(|letter| session.stands(letter)).await?;
-        }
-        if session.letters.open() > 0 {
             session.letters.reload().await?;
         }
         Ok(session)
@@ -146,14 +144,11 @@ impl Session {
             // Not known, and nothing is applied to it now.
             return true;
         }
-        let passed = |position: &Position| letter.position.rank <= position.rank;
-        let by_all = match self.keeper.checkpoint.partitions.get(&letter.partition) {
-            Some(p) => p.position.as_ref().is_some_and(passed),
-            None => is_forgotten(&self.keeper.checkpoint, &letter.partition),
-        };
+        let rank = &letter.position.rank;
         let index = shard * self.spec.order.lanes() as usize + lane.lane as usize;
         let committed = self.committed.get(index).and_then(|c| c.get(&letter.partition));
-        by_all || committed.is_some_and(|c| passed(&c.position))
+        let by_lane = committed.is_some_and(|c| *rank <= c.position.rank);
+        by_lane || self.keeper.checkpoint.is_passed(&letter.partition, rank)
     }
 
     /// A lane of this run.
@@ -265,14 +260,8 @@ fn some_lane_is_ahead(stored: &[LaneProgress], checkpoint: &Checkpoint) -> bool 
         stored.iter().flat_map(|l| l.partitions.values()).filter(|p| !RETRIED_OR_TALLY.contains(&p.partition.as_str()));
     positions
         .into_iter()
-        .filter(|p| !is_forgotten(checkpoint, &p.partition))
+        .filter(|p| !checkpoint.is_forgotten(&p.partition))
         .any(|p| low(&p.partition).is_none_or(|low| p.position.rank > low.rank))
-}
-
-/// Whether a partition was finished and is left out of the checkpoint since: a partition is stored
-/// there before anything of it is read. A checkpoint without partitions was lost, or never saved.
-fn is_forgotten(checkpoint: &Checkpoint, id: &PartitionId) -> bool {
-    !checkpoint.partitions.is_empty() && !checkpoint.partitions.contains_key(id)
 }
 
 /// Moves the checkpoint's positions up to what all lanes have committed.
@@ -280,7 +269,7 @@ pub(crate) fn merge_progress(checkpoint: &mut Checkpoint, stored: &[LaneProgress
     let before = stored.iter().map(|l| l.lanes).find(|&n| n > 0).unwrap_or(lanes);
     let active: Vec<_> = stored.iter().filter(|l| l.lane < before).collect();
     let Some(first) = active.first() else { return };
-    let forgotten: HashSet<_> = first.partitions.keys().filter(|id| is_forgotten(checkpoint, id)).cloned().collect();
+    let forgotten: HashSet<_> = first.partitions.keys().filter(|id| checkpoint.is_forgotten(id)).cloned().collect();
     let own = |id: &&PartitionId| !RETRIED_OR_TALLY.contains(&id.as_str()) && !forgotten.contains(*id);
     for id in first.partitions.keys().filter(own) {
         let others: Option<Vec<&Progress>> = active.iter().map(|l| l.partitions.get(id)).collect();

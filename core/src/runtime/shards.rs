@@ -138,8 +138,8 @@ impl Session {
                 continue;
             }
             let of_shard = at * lanes..(at + 1) * lanes;
-            let low = &self.keeper.checkpoint.partitions;
-            let settled = self.letters.settle(name, &self.committed[of_shard.clone()], low).await?;
+            let committed = &self.committed[of_shard.clone()];
+            let settled = self.letters.settle(name, committed, &self.keeper.checkpoint).await?;
             if !settled.any {
                 continue;
             }

@@ -48,7 +48,7 @@ pub(crate) async fn verify(
     if options.repair && options.wait.is_none() {
         return Err(Error::config("repair", "needs a wait: rows on their way would be taken for differences"));
     }
-    let stored = stored::load_checked(spec).await?.map(|stored| stored.checkpoint);
+    let stored = stored::checked(spec, stored::load(spec).await?).await?.map(|stored| stored.checkpoint);
     let tables = transformed(spec.source.tables().await?, transforms)?;
     if let Some(unknown) = options.tables.iter().find(|name| !tables.iter().any(|(source, _)| source.name == **name)) {
         return Err(Error::config("tables", format!("the source does not send a table {unknown}")));
