@@ -100,6 +100,18 @@ impl Endpoint {
         Ok(self)
     }
 
+    /// Where a source is: `source.url`, and `source.password` if it is kept apart.
+    ///
+    /// # Errors
+    /// As [`Endpoint::parse`] and [`Endpoint::with_password`].
+    pub fn of_source(url: &Secret, password: Option<&Secret>) -> Result<Self> {
+        let endpoint = Self::parse("source.url", url.resolve("source.url")?.expose())?;
+        match password {
+            Some(password) => endpoint.with_password("source.password", password),
+            None => Ok(endpoint),
+        }
+    }
+
     /// Connects for statements. The connection's own work runs in a task that ends with the client.
     pub(crate) async fn connect(&self, application_name: &str) -> Result<Client> {
         let mut config = self.config.clone();

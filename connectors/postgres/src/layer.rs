@@ -17,6 +17,7 @@ use crate::reader::assemble::{Assembler, Start};
 use crate::reader::relation::Relations;
 use crate::reader::{Beat, Reader};
 use crate::session::{self, Session};
+pub use crate::setup::check_names;
 use crate::setup::publication;
 use crate::snapshot::chunk::ChunkReader;
 pub use crate::sql::{ident, literal, table as table_ident};

@@ -152,14 +152,7 @@ impl Postgres {
     /// # Errors
     /// [`Config`](anabranch_core::ErrorKind::Config), naming the key.
     pub fn check(&self) -> Result<()> {
-        if self.publication.is_empty() {
-            return Err(Error::config("source.publication", "is empty").hint("name the publication"));
-        }
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if self.slot.is_empty() || self.slot.len() > 63 || !self.slot.chars().all(allowed) {
-            return Err(Error::config("source.slot", format!("{:?} is not the name of a slot", self.slot))
-                .hint("1 to 63 lower-case letters, digits and underscores"));
-        }
+        setup::check_names(&self.publication, &self.slot)?;
         setup::check_table_names(&self.tables)?;
         self.session().map(drop)
     }
@@ -168,10 +161,7 @@ impl Postgres {
         if let Some(session) = self.session.get() {
             return Ok(session);
         }
-        let mut endpoint = Endpoint::parse("source.url", self.url.resolve("source.url")?.expose())?;
-        if let Some(password) = &self.password {
-            endpoint = endpoint.with_password("source.password", password)?;
-        }
+        let endpoint = Endpoint::of_source(&self.url, self.password.as_ref())?;
         Ok(self.session.get_or_init(|| Session::new(endpoint)))
     }
 

@@ -10,7 +10,7 @@ use anabranch_core::{
     Secret, Snapshotter, Source, SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableName, TableSchema, Verifier,
 };
 use anabranch_postgres::layer::{
-    Published, Server, Stream, before_time, classify, ident, literal, resume_at, table_name, time_of,
+    Published, Server, Stream, before_time, check_names, classify, ident, literal, resume_at, table_name, time_of,
 };
 use anabranch_postgres::{Endpoint, Lsn, SchemaChange};
 use async_trait::async_trait;
@@ -192,14 +192,7 @@ impl Yugabyte {
     /// # Errors
     /// [`Config`](anabranch_core::ErrorKind::Config), naming the key.
     pub fn check(&self) -> Result<()> {
-        if self.publication.is_empty() {
-            return Err(Error::config("source.publication", "is empty").hint("name the publication"));
-        }
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if self.slot.is_empty() || self.slot.len() > 63 || !self.slot.chars().all(allowed) {
-            return Err(Error::config("source.slot", format!("{:?} is not the name of a slot", self.slot))
-                .hint("1 to 63 lower-case letters, digits and underscores"));
-        }
+        check_names(&self.publication, &self.slot)?;
         self.table_names()?;
         self.marker_table_name()?;
         if let Some(procedure) = &self.read_time_procedure {
@@ -212,10 +205,7 @@ impl Yugabyte {
         if let Some(server) = self.server.get() {
             return Ok(server);
         }
-        let mut endpoint = Endpoint::parse("source.url", self.url.resolve("source.url")?.expose())?;
-        if let Some(password) = &self.password {
-            endpoint = endpoint.with_password("source.password", password)?;
-        }
+        let endpoint = Endpoint::of_source(&self.url, self.password.as_ref())?;
         Ok(self.server.get_or_init(|| Server::new(endpoint)))
     }
 

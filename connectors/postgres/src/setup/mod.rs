@@ -30,6 +30,19 @@ struct Plan {
     read_by: Option<i32>,
 }
 
+/// Checks `source.publication` and `source.slot` as far as it can be without a connection.
+pub fn check_names(publication: &str, slot: &str) -> Result<()> {
+    if publication.is_empty() {
+        return Err(Error::config("source.publication", "is empty").hint("name the publication"));
+    }
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if slot.is_empty() || slot.len() > 63 || !slot.chars().all(allowed) {
+        return Err(Error::config("source.slot", format!("{slot:?} is not the name of a slot"))
+            .hint("1 to 63 lower-case letters, digits and underscores"));
+    }
+    Ok(())
+}
+
 /// Checks `source.tables` as far as it can be without a connection.
 pub(crate) fn check_table_names(tables: &[String]) -> Result<()> {
     publication::check_names(tables)
