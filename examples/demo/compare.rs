@@ -7,7 +7,7 @@ use anabranch_testkit::history::{self, canonical};
 
 use crate::shop::{Kind, Shop, TABLES, Table};
 use crate::target::Target;
-use crate::{Done, say, thousands};
+use crate::tell::{Done, say, thousands};
 
 /// Differences that are shown of each table.
 const SHOWN: usize = 3;

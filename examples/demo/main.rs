@@ -9,6 +9,7 @@ mod lag;
 mod pipeline;
 mod shop;
 mod target;
+mod tell;
 
 use std::process::ExitCode;
 use std::thread;
@@ -20,30 +21,18 @@ use lag::Lag;
 use pipeline::Pipeline;
 use shop::{Shop, Writer};
 use target::{Maria, Sqlite, Target};
+use tell::{Done, say, thousands, verdict};
 
-type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
-
-/// How long anything may take before the demonstration gives up.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the stream is watched, with a kill in the middle.
 const STREAMING: Duration = Duration::from_secs(4);
 
 fn main() -> ExitCode {
-    match demo() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(e) => {
-            eprintln!("\nthe demonstration failed: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    verdict(demo())
 }
 
 /// True if every row is equal everywhere.
 fn demo() -> Done<bool> {
-    let Some(program) = pipeline::program() else {
-        return Err("the anabranch command is not built: cargo build -p anabranch-cli, or make demo".into());
-    };
+    let program = pipeline::program("make demo")?;
     let Some(server) = postgres(PgVersion::Any) else {
         println!("skipped: there is no PostgreSQL; `make setup` says why");
         return Ok(true);
@@ -86,9 +75,7 @@ fn replicate(server: &PgServer, program: &std::path::Path, target: &dyn Target) 
         "writes",
         format!("stopped: {} changes in {} transactions", thousands(written.changes), thousands(written.transactions)),
     );
-    pipeline.kill()?;
-    let took = pipeline.drain()?;
-    say("drained", format!("{:.1} s after that, start of the process included", took.as_secs_f64()));
+    pipeline.finish("that")?;
     let equal = compare::tables(&shop, target)?;
     shop.close()?;
     Ok(equal)
@@ -109,7 +96,11 @@ fn config(source: &str, target: &dyn Target) -> String {
 /// Kills the pipeline as soon as some rows are there, and waits for the others after its restart.
 fn copy_with_a_kill(pipeline: &mut Pipeline, shop: &Shop<'_>, target: &dyn Target) -> Done {
     let all = shop.loaded();
-    let copied = wait_until(pipeline, "the first rows", || Some(target.count()).filter(|rows| *rows > 0))?;
+    let mut copied = 0;
+    pipeline.wait_until("the first rows", || {
+        copied = target.count();
+        Ok(copied > 0)
+    })?;
     pipeline.kill()?;
     let kept = target.count();
     if copied < all {
@@ -124,12 +115,12 @@ fn copy_with_a_kill(pipeline: &mut Pipeline, shop: &Shop<'_>, target: &dyn Targe
         );
     }
     pipeline.start()?;
-    wait_until(pipeline, "the first copy", || (target.count() >= all && target.complete(shop)).then_some(()))
+    pipeline.wait_until("the first copy", || Ok(target.count() >= all && target.complete(shop)))
 }
 
 /// Kills the pipeline in the middle of a stream, measuring the lag but for the kill and its restart.
 fn stream_with_a_kill(pipeline: &mut Pipeline, writer: &Writer, target: &dyn Target) -> Done<Lag> {
-    wait_until(pipeline, "the stream", || (target.newest_order() > writer.newest().saturating_sub(3)).then_some(()))?;
+    pipeline.wait_until("the stream", || Ok(target.newest_order() > writer.newest().saturating_sub(3)))?;
     let mut lag = Lag::default();
     lag.watch(STREAMING / 2, writer, target);
     pipeline.kill()?;
@@ -138,42 +129,7 @@ fn stream_with_a_kill(pipeline: &mut Pipeline, writer: &Writer, target: &dyn Tar
     thread::sleep(Duration::from_millis(300));
     let missed = writer.newest().saturating_sub(seen);
     say("killed", format!("SIGKILL in the middle of the stream; {missed} orders come in while it is down"));
-    let down = Instant::now();
-    pipeline.start()?;
-    wait_until(pipeline, "the stream", || (target.newest_order() >= seen + missed).then_some(()))?;
-    say("resumed", format!("caught up {:.1} s after its restart", down.elapsed().as_secs_f64()));
+    pipeline.catch_up(|| Ok(target.newest_order() >= seen + missed))?;
     lag.watch(STREAMING / 2, writer, target);
     Ok(lag)
-}
-
-/// Asks until there is an answer; fails if the pipeline ends meanwhile.
-fn wait_until<T>(pipeline: &mut Pipeline, what: &str, mut answer: impl FnMut() -> Option<T>) -> Done<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = answer() {
-            return Ok(found);
-        }
-        pipeline.check()?;
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s; {}", PATIENCE.as_secs(), pipeline.log()).into());
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-fn say(what: &str, text: String) {
-    println!("  {what:<10} {text}");
-}
-
-/// `12,345`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_postgres::NoTls;
 
-use crate::Done;
+use crate::tell::Done;
 
 /// What a column holds: how its text is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use rusqlite::{Connection, OpenFlags};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::Done;
 use crate::shop::{Kind, Shop, TABLES, Table};
+use crate::tell::Done;
 
 /// A target database.
 pub(crate) trait Target {

@@ -12,7 +12,7 @@ use aws_sdk_dynamodb::types::{
 };
 use tokio::runtime::Runtime;
 
-use crate::Done;
+use crate::tell::Done;
 
 /// The most that one `BatchWriteItem` takes.
 const BATCH: usize = 25;

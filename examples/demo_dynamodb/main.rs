@@ -9,6 +9,8 @@ mod office;
 #[path = "../demo/pipeline.rs"]
 mod pipeline;
 mod shop;
+#[path = "../demo/tell.rs"]
+mod tell;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -24,34 +26,21 @@ use anabranch_servers::{PgServer, PgVersion, postgres};
 use dynamo::Dynamo;
 use pipeline::Pipeline;
 use shop::Writer;
+use tell::{Done, say, thousands, verdict};
 
-type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
-
-/// How long anything may take before the demonstration gives up.
-const PATIENCE: Duration = Duration::from_secs(180);
 const COUNT_EVERY: Duration = Duration::from_millis(250);
 /// How many times the lag is measured.
 const SAMPLES: usize = 25;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    match demo() {
-        Ok(equal) => {
-            println!("\n{:.0} s in all", started.elapsed().as_secs_f64());
-            if equal { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
-        Err(e) => {
-            eprintln!("\nthe demonstration failed: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    let equal = demo().inspect(|_| println!("\n{:.0} s in all", started.elapsed().as_secs_f64()));
+    verdict(equal)
 }
 
 /// True if every item and every row is equal everywhere.
 fn demo() -> Done<bool> {
-    let Some(program) = pipeline::program() else {
-        return Err("the anabranch command is not built: cargo build -p anabranch-cli, or make demo-dynamodb".into());
-    };
+    let program = pipeline::program("make demo-dynamodb")?;
     // A server each: two streams on one DynamoDB Local are slow.
     let (Some(source), Some(target)) = (Dynamo::start()?, Dynamo::start()?) else {
         println!("skipped: there is no DynamoDB Local; `make setup` says why");
@@ -88,7 +77,7 @@ fn between_dynamos(program: &Path, source: &Dynamo, target: &Dynamo) -> Done<boo
     let mut lags = Vec::new();
     while lags.len() < SAMPLES {
         let Some((id, written)) = writer.take_newest() else { continue };
-        wait_until(&mut pipeline, "the newest order", || has(id).then_some(()))?;
+        pipeline.wait_until("the newest order", || Ok(has(id)))?;
         lags.push(written.elapsed());
     }
     lags.sort();
@@ -98,7 +87,7 @@ fn between_dynamos(program: &Path, source: &Dynamo, target: &Dynamo) -> Done<boo
         format!("median {} ms, longest {} ms, from a write to a reader of the copy", ms(SAMPLES / 2), ms(SAMPLES - 1)),
     );
     say("writes", format!("stopped: {}", thousands(writer.stop()?)));
-    drain(&mut pipeline)?;
+    pipeline.finish("that")?;
     let mut equal = true;
     for (table, key) in shop::TABLES {
         equal &= compare(table, &source.items(table, key)?, &target.items(table, key)?);
@@ -130,7 +119,7 @@ fn from_postgres(program: &Path, server: &PgServer, target: &Dynamo) -> Done<boo
         told
     })?;
     say("writes", format!("stopped: {} changes", thousands(progress.changes.load(Ordering::Acquire))));
-    drain(&mut pipeline)?;
+    pipeline.finish("that")?;
     let mut equal = true;
     for table in &office::TABLES {
         let key: Vec<&str> = table.2[..table.1].iter().map(|(name, _)| *name).collect();
@@ -159,7 +148,7 @@ fn to_postgres(program: &Path, source: &Dynamo, server: &PgServer) -> Done<bool>
     let has = |id: u64| number(&format!("SELECT count(*) FROM orders WHERE id = {id}")) == Some(1);
     stream_with_a_kill(&mut pipeline, &|| writer.newest(), &has)?;
     say("writes", format!("stopped: {}", thousands(writer.stop()?)));
-    drain(&mut pipeline)?;
+    pipeline.finish("that")?;
     let mut equal = true;
     for (table, key) in shop::TABLES {
         let items = source.items(table, key)?;
@@ -179,11 +168,11 @@ fn copy_with_a_kill(pipeline: &mut Pipeline, all: u64, copied: &dyn Fn() -> u64)
         copied()
     };
     pipeline.start()?;
-    wait_until(pipeline, "the first items", || (copied() > 0).then_some(()))?;
+    pipeline.wait_until("the first items", || Ok(copied() > 0))?;
     pipeline.kill()?;
     say("killed", format!("SIGKILL with {} of {} copied of the larger table", thousands(copied()), thousands(all)));
     pipeline.start()?;
-    wait_until(pipeline, "the first copy", || (copied() >= all).then_some(()))?;
+    pipeline.wait_until("the first copy", || Ok(copied() >= all))?;
     say("copied", format!("{:.1} s after the start", started.elapsed().as_secs_f64()));
     Ok(())
 }
@@ -191,25 +180,14 @@ fn copy_with_a_kill(pipeline: &mut Pipeline, all: u64, copied: &dyn Fn() -> u64)
 /// Kills the pipeline in the middle of the stream, and waits until it has caught up.
 fn stream_with_a_kill(pipeline: &mut Pipeline, newest: &dyn Fn() -> u64, has: &dyn Fn(u64) -> bool) -> Done {
     let written = newest();
-    wait_until(pipeline, "the stream", || has(written).then_some(()))?;
+    pipeline.wait_until("the stream", || Ok(has(written)))?;
     pipeline.kill()?;
     let killed = newest();
     // The source goes on while nobody replicates.
-    wait_until(pipeline, "writes", || (newest() >= killed + 40).then_some(()))?;
+    pipeline.wait_until("writes", || Ok(newest() >= killed + 40))?;
     let missed = newest();
     say("killed", format!("SIGKILL in the middle of the stream; {} new ones while it is down", missed - killed));
-    let down = Instant::now();
-    pipeline.start()?;
-    wait_until(pipeline, "the stream", || has(missed).then_some(()))?;
-    say("resumed", format!("caught up {:.1} s after its restart", down.elapsed().as_secs_f64()));
-    Ok(())
-}
-
-fn drain(pipeline: &mut Pipeline) -> Done {
-    pipeline.kill()?;
-    let took = pipeline.drain()?;
-    say("drained", format!("{:.1} s after that, start of the process included", took.as_secs_f64()));
-    Ok(())
+    pipeline.catch_up(|| Ok(has(missed)))
 }
 
 /// Prints the result; true if nothing differs.
@@ -228,36 +206,4 @@ fn compare<T: PartialEq + Debug>(table: &str, source: &BTreeMap<String, T>, copy
         n => say("DIFFERENT", format!("{table}: {} of {all}", thousands(n))),
     }
     different.is_empty()
-}
-
-/// Asks until there is an answer; fails if the pipeline ends meanwhile.
-fn wait_until<T>(pipeline: &mut Pipeline, what: &str, mut answer: impl FnMut() -> Option<T>) -> Done<T> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = answer() {
-            return Ok(found);
-        }
-        pipeline.check()?;
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s; {}", PATIENCE.as_secs(), pipeline.log()).into());
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn say(what: &str, text: String) {
-    println!("  {what:<10} {text}");
-}
-
-/// `12,345`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

@@ -10,7 +10,7 @@ use anabranch_servers::PgServer;
 use anabranch_testkit::history::{Kind, canonical};
 use aws_sdk_dynamodb::types::AttributeValue;
 
-use crate::Done;
+use crate::tell::Done;
 
 pub(crate) const DATABASE: &str = "office";
 pub(crate) const COPIED: &str = "from_dynamodb";

@@ -15,8 +15,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::runtime::Runtime;
 
-use crate::Done;
 use crate::dynamo::Dynamo;
+use crate::tell::Done;
 
 /// A table: its name and the attributes of its key.
 pub(crate) type Table = (&'static str, &'static [&'static str]);
@@ -108,7 +108,7 @@ struct Shared {
 /// Writes to both tables until it is stopped: orders come, change and go, and so do customers.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
-    thread: JoinHandle<Result<(), String>>,
+    thread: JoinHandle<Done>,
 }
 
 impl Writer {
@@ -116,10 +116,7 @@ impl Writer {
     pub(crate) fn start(dynamo: &Dynamo, from: u64) -> Self {
         let shared = Arc::new(Shared { newest: AtomicU64::new(from), ..Shared::default() });
         let (client, mine) = (dynamo.client(), Arc::clone(&shared));
-        let thread = thread::spawn(move || {
-            let runtime = Runtime::new().map_err(|e| e.to_string())?;
-            runtime.block_on(write(&client, &mine, from)).map_err(|e| e.to_string())
-        });
+        let thread = thread::spawn(move || -> Done { Runtime::new()?.block_on(write(&client, &mine, from)) });
         Self { shared, thread }
     }
 
@@ -141,7 +138,7 @@ impl Writer {
     }
 }
 
-async fn write(client: &Client, shared: &Shared, from: u64) -> Result<(), Box<dyn std::error::Error>> {
+async fn write(client: &Client, shared: &Shared, from: u64) -> Done {
     let mut random = StdRng::seed_from_u64(from);
     let mut pace = tokio::time::interval(PAUSE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

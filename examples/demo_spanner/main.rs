@@ -11,6 +11,8 @@ mod files;
 mod pipeline;
 mod shards;
 mod shop;
+#[path = "../demo/tell.rs"]
+mod tell;
 
 use std::process::ExitCode;
 use std::thread;
@@ -21,32 +23,20 @@ use anabranch_servers::{SpannerOptions, find};
 use pipeline::Pipeline;
 use shards::Shards;
 use shop::{Shop, Writer};
+use tell::{Done, say, thousands, verdict};
 
-type Done<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
-
-/// How long anything may take before the demonstration gives up.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the stream is watched before and after the kill.
 const STREAMING: Duration = Duration::from_secs(3);
 /// Partitions of the change stream live this long, up to twice that: Spanner's live for minutes.
 const PARTITION_SECONDS: u32 = 2;
 
 fn main() -> ExitCode {
-    match demo() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(e) => {
-            eprintln!("\nthe demonstration failed: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    verdict(demo())
 }
 
 /// True if every row is equal.
 fn demo() -> Done<bool> {
-    let Some(program) = pipeline::program() else {
-        return Err("the anabranch command is not built: cargo build -p anabranch-cli, or make demo-spanner".into());
-    };
+    let program = pipeline::program("make demo-spanner")?;
     if find::spanner().is_none() {
         println!("skipped: the Cloud Spanner emulator is not installed.");
         println!("  It comes with the Google Cloud CLI: gcloud components install cloud-spanner-emulator,");
@@ -84,7 +74,7 @@ fn demo() -> Done<bool> {
 fn replicate(shop: &Shop, shards: &Shards, pipeline: &mut Pipeline) -> Done {
     let writer = Writer::start(shop);
     pipeline.start()?;
-    wait_until(pipeline, "the stream", || Ok(shards.newest()? > 0))?;
+    pipeline.wait_until("the stream", || Ok(shards.newest()? > 0))?;
     let lag = watch(pipeline, &writer, shards)?;
     pipeline.kill()?;
     let seen = shards.newest()?;
@@ -95,20 +85,14 @@ fn replicate(shop: &Shop, shards: &Shards, pipeline: &mut Pipeline) -> Done {
     }
     let newest = writer.newest();
     say("killed", format!("SIGKILL in the middle of the stream; {} orders come in while it is down", newest - seen));
-    let down = Instant::now();
-    pipeline.start()?;
-    wait_until(pipeline, "the stream", || Ok(shards.newest()? >= newest))?;
-    say("resumed", format!("caught up {:.1} s after its restart", secs(down.elapsed())));
+    pipeline.catch_up(|| Ok(shards.newest()? >= newest))?;
     let later = watch(pipeline, &writer, shards)?;
     say("lag", format!("{} and {}, before and after, from a commit in Spanner to a reader of both shards", lag, later));
 
     let written = writer.stop()?;
     let (orders, changes) = (thousands(written.transactions), thousands(written.changes));
     say("writes", format!("stopped: {changes} changes in {orders} transactions, each over both shards"));
-    pipeline.kill()?;
-    let took = pipeline.drain()?;
-    say("drained", format!("{:.1} s after another SIGKILL, start of the process included", secs(took)));
-    Ok(())
+    pipeline.finish("another SIGKILL")
 }
 
 /// The median time from a commit to a reader of both shards, as text.
@@ -128,36 +112,6 @@ fn watch(pipeline: &mut Pipeline, writer: &Writer, shards: &Shards) -> Done<Stri
     Ok(lags.get(lags.len() / 2).map_or_else(|| "none".to_owned(), |lag| format!("{:.0} ms", secs(*lag) * 1000.0)))
 }
 
-/// Asks until it is so; fails if the pipeline ends meanwhile.
-fn wait_until(pipeline: &mut Pipeline, what: &str, mut met: impl FnMut() -> Done<bool>) -> Done {
-    let deadline = Instant::now() + PATIENCE;
-    while !met()? {
-        pipeline.check()?;
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s; {}", PATIENCE.as_secs(), pipeline.log()).into());
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
-
 fn secs(time: Duration) -> f64 {
     time.as_secs_f64()
-}
-
-fn say(what: &str, text: String) {
-    println!("  {what:<10} {text}");
-}
-
-/// `12,345`.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }

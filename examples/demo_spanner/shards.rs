@@ -2,8 +2,8 @@
 
 use anabranch_servers::{MariaServer, Row, mariadb};
 
-use crate::Done;
 use crate::shop::{Kind, SHARDS, Shop, TABLES, Table};
+use crate::tell::Done;
 
 const DATABASES: [&str; 2] = ["shop_north", "shop_south"];
 

@@ -9,7 +9,7 @@ use anabranch_servers::{Row, SpannerDialect, SpannerServer};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::Done;
+use crate::tell::Done;
 
 /// The values of `migration_shard_id`.
 pub(crate) const SHARDS: [&str; 2] = ["north", "south"];
