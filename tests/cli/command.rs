@@ -19,9 +19,10 @@ pub(super) const OPERATOR: i32 = 3;
 
 /// What every secret of these tests contains: it must never be printed.
 pub(super) const SECRET: &str = "hunter2";
-/// How long a command, or a thing that it should say, may take.
+/// How long a command may take, or what it should say or bring about: something refused is tried again
+/// within a minute.
 const DEADLINE: Duration = Duration::from_secs(90);
-/// Between two looks at a process that announces nothing.
+/// Between two looks at what announces nothing.
 const POLL: Duration = Duration::from_millis(20);
 
 /// `$ANABRANCH_BIN`, or what `cargo build -p anabranch-cli` left beside this test. `None`: skipped.
@@ -216,4 +217,16 @@ impl Said {
     fn keeps_secrets(&self) {
         assert!(!self.all().contains(SECRET), "a secret is printed:\n{}", self.all());
     }
+}
+
+/// Waits for something that nobody announces.
+pub(super) fn until(what: &str, mut met: impl FnMut() -> Tested<bool>) -> Tested {
+    let deadline = Instant::now() + DEADLINE;
+    while !met()? {
+        if Instant::now() > deadline {
+            return Err(format!("{what}: not within {} s", DEADLINE.as_secs()).into());
+        }
+        sleep(POLL);
+    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! Pause and resume, and drain from another process than the one that runs the pipeline.
 
 use super::Tested;
-use super::command::{Anabranch, CONFIGURATION, DONE, FAILED, OPERATOR};
-use super::shop::{Shop, until};
+use super::command::{Anabranch, CONFIGURATION, DONE, FAILED, OPERATOR, until};
+use super::shop::Shop;
 
 fn phase(command: &Anabranch) -> Tested<String> {
     let said = command.call(&["status", "--json"])?;

@@ -3,8 +3,8 @@
 use anabranch_servers::{PgOptions, PgVersion};
 
 use super::Tested;
-use super::command::{Anabranch, DONE, OPERATOR};
-use super::shop::{ORDERS, name, target, until};
+use super::command::{Anabranch, DONE, OPERATOR, until};
+use super::shop::{ORDERS, name, target};
 
 const ROWS: &str = "SELECT id, customer, total, due FROM orders ORDER BY id";
 

@@ -9,8 +9,8 @@ use anabranch_servers::{PgOptions, PgVersion};
 use serde_json::Value;
 
 use super::Tested;
-use super::command::{Anabranch, CONFIGURATION, DONE, Running};
-use super::shop::{ORDERS, until};
+use super::command::{Anabranch, CONFIGURATION, DONE, Running, until};
+use super::shop::ORDERS;
 
 /// An answer: the status code and the body.
 fn get(port: u16, path: &str) -> Tested<(u16, String)> {

@@ -1,8 +1,8 @@
 //! Stopping, taking over, and what a run finds of an earlier one.
 
 use super::Tested;
-use super::command::{Anabranch, CONFIGURATION, DONE, FAILED};
-use super::shop::{Shop, until};
+use super::command::{Anabranch, CONFIGURATION, DONE, FAILED, until};
+use super::shop::Shop;
 
 #[test]
 fn both_signals_end_a_stream_in_an_orderly_way() -> Tested {

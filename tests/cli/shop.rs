@@ -2,16 +2,12 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anabranch_servers::{MariaOptions, MariaServer, PgOptions, PgServer, PgVersion};
 
 use super::Tested;
-use super::command::Anabranch;
+use super::command::{Anabranch, until};
 
-/// How long the target may take to be as the source is.
-const DEADLINE: Duration = Duration::from_secs(60);
 /// The table of every shop: text, a number, a date, and nulls.
 pub(super) const ORDERS: &str =
     "CREATE TABLE orders (id int PRIMARY KEY, customer varchar(40) NOT NULL, total bigint, due date);
@@ -135,16 +131,4 @@ impl Shop {
     pub(super) fn until_same(&self) -> Tested {
         until("the target is as the source", || self.same())
     }
-}
-
-/// Waits for something that nobody announces.
-pub(super) fn until(what: &str, mut met: impl FnMut() -> Tested<bool>) -> Tested {
-    let deadline = Instant::now() + DEADLINE;
-    while !met()? {
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within a minute").into());
-        }
-        sleep(Duration::from_millis(20));
-    }
-    Ok(())
 }

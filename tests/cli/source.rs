@@ -4,8 +4,8 @@
 use anabranch_servers::{PgOptions, PgVersion};
 
 use super::Tested;
-use super::command::{CONFIGURATION, DONE, FAILED, OPERATOR, SECRET};
-use super::shop::{ORDERS, Shop, until, with_passwords};
+use super::command::{CONFIGURATION, DONE, FAILED, OPERATOR, SECRET, until};
+use super::shop::{ORDERS, Shop, with_passwords};
 
 /// `check` and `run` refuse it in the same words.
 fn both_refuse(shop: &Shop, config: &str, code: i32, parts: &[&str]) -> Tested {

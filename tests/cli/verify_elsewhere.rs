@@ -11,8 +11,8 @@ use anabranch_servers::{DynamoServer, PgServer, SpannerDialect, SpannerServer};
 use serde_json::Value;
 
 use super::Tested;
-use super::command::{Anabranch, DONE, FAILED};
-use super::shop::{name, source, target, until};
+use super::command::{Anabranch, DONE, FAILED, until};
+use super::shop::{name, source, target};
 
 /// Rows; those from [`LIVE`] on are written to all the while.
 const ROWS: u64 = 300;

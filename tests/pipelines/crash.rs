@@ -3,13 +3,13 @@
 //!
 //! `make crash KILLS=1000` makes long ones; `SEED=` replays what a run printed.
 
-use std::env;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anabranch_servers::PgVersion;
 use anabranch_testkit::history::{Consistency, Options};
 
+use super::ending::Ending;
 use super::faults::Faults;
 use super::runner::{self, Runner};
 use super::source::{self, DB, History};
@@ -26,8 +26,6 @@ const KILLS: u32 = 50;
 const STATES: usize = 6;
 /// The same of an emulator that takes seconds to start a pipeline.
 const SLOW_STATES: usize = 2;
-/// How long they may take once nothing is killed any more.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// NaN and infinities only where the target can hold them.
 const FINITE: Options = Options { nonfinite: false, rows: 40 };
 
@@ -67,45 +65,20 @@ async fn run(
     let watcher = Watcher::start(History::new(&server), target.clone(), seed, consistency);
     let mut faults = Faults::new(seed, server.clone(), target.clone());
     let kills = config::kills(KILLS);
-    let states = if target.is_slow() { SLOW_STATES } else { STATES };
-    let enough = |count: u32| {
-        count >= kills && (consistency == Consistency::PerKey || watcher.states() >= states || count >= 3 * kills)
+    let states = match consistency {
+        Consistency::PerKey => 0,
+        Consistency::Prefix if target.is_slow() => SLOW_STATES,
+        Consistency::Prefix => STATES,
     };
+    let enough = |count: u32| count >= kills && (watcher.states() >= states || count >= 3 * kills);
     while !enough(faults.count()) && !watcher.found_something() && !runner.gave_up() {
         faults.strike(Some(&runner)).await?;
     }
-    // A loaded machine gets nowhere between kills: what came of them is to be seen.
-    let deadline = Instant::now() + PATIENCE;
-    while consistency != Consistency::PerKey
-        && watcher.states() < states
-        && !watcher.found_something()
-        && !runner.gave_up()
-        && Instant::now() < deadline
-    {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    // What came of the kills is to be seen.
+    watcher.sees(states, &runner).await;
     let committed = writers.stop().await?;
-    let ended = match runner.stop().await {
-        Ok(()) if !watcher.found_something() => runner.drain().await,
-        other => other,
-    };
-    if let Err(e) = ended {
-        let (done, stored, log) = (faults.summary(), target.stored(), runner.log());
-        println!("{name}, SEED={seed}, {done}: {e}\nstored:\n{stored}\nits log:\n{log}");
-        return Err(e);
-    }
-    let report = watcher.finish().await?;
-    println!("{name}: {report}; {}; {committed} acknowledged commits", faults.summary());
-    if env::var_os("VERBOSE").is_some() {
-        println!("{}", runner.log());
-    }
-    assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
-    assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
-    assert!(
-        consistency == Consistency::PerKey || report.prefixes >= states,
-        "{name}: too little was seen to mean anything: {report}"
-    );
-    Ok(())
+    let target = target.as_ref();
+    Ending { name, seed, faults: &faults, runner: &mut runner, target, watcher, committed, states }.finish().await
 }
 
 fn dynamic<T: Target + 'static>(target: Option<T>) -> Option<Arc<dyn Target>> {

@@ -7,6 +7,7 @@ mod broken;
 mod checker;
 mod config;
 mod crash;
+mod ending;
 mod fan_out;
 mod faults;
 #[cfg(feature = "spanner")]

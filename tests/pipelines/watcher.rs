@@ -8,6 +8,7 @@ use anabranch_testkit::history::{Checker, Consistency, Observation, Report};
 use tokio::task::JoinHandle;
 
 use super::Tested;
+use super::runner::Runner;
 use super::source::History;
 use super::targets::Target;
 
@@ -17,6 +18,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 const SOURCE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the target may be, once nothing disturbs it any more.
 const TARGET_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the states that a run needs may take to be seen, once nothing is killed any more.
+const STATES_DEADLINE: Duration = Duration::from_secs(180);
+/// Between two looks at how many were seen.
+const POLL: Duration = Duration::from_millis(50);
 
 /// A watcher at work.
 pub(super) struct Watcher {
@@ -46,6 +51,15 @@ impl Watcher {
     /// How many different states were seen and found right. 0: the first load is under way.
     pub(super) fn states(&self) -> usize {
         self.states.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many states were seen, while the pipeline goes on undisturbed: a loaded machine
+    /// gets nowhere between kills. Ends early when something is wrong already, or the pipeline has given up.
+    pub(super) async fn sees(&self, states: usize, runner: &Runner) {
+        let deadline = Instant::now() + STATES_DEADLINE;
+        while self.states() < states && !self.found_something() && !runner.gave_up() && Instant::now() < deadline {
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Ends it, without a last judgement.

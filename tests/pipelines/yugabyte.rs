@@ -2,13 +2,14 @@
 //! `connectors/yugabyte/fake`. Beside the kills, the target refuses statements for now all the while.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anabranch_servers::PgVersion;
 use anabranch_testkit::history::{Consistency, Observation, Options};
 use anabranch_yugabyte_fake::{Fake, Options as FakeOptions};
 use async_trait::async_trait;
 
+use super::ending::Ending;
 use super::faults::Faults;
 use super::runner::{self, Runner};
 use super::source::{self, DB, History};
@@ -23,8 +24,6 @@ const KILLS: u32 = 12;
 const STATES: usize = 5;
 /// Of so many statements of the sink, one is refused for now.
 const REFUSE_ONE_OF: u32 = 150;
-/// How long the run may go on after its kills for states to be seen.
-const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A PostgreSQL behind a proxy.
 struct YugabyteTarget {
@@ -105,32 +104,23 @@ async fn run(lsn_type: &str) -> Tested {
             fake.cut();
         }
     }
-    // What came of them is to be seen.
-    let deadline = Instant::now() + PATIENCE;
-    while watcher.states() < STATES && !watcher.found_something() && !runner.gave_up() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    // What came of the kills is to be seen.
+    watcher.sees(STATES, &runner).await;
     let committed = writers.stop().await?;
     // What is left may be one large transaction, of which hardly an attempt would be spared.
     target.fake.calm();
-    let ended = match runner.stop().await {
-        Ok(()) if !watcher.found_something() => runner.drain().await,
-        other => other,
+    println!("{name}: {} statements refused for now", target.fake.injected());
+    let ending = Ending {
+        name: &name,
+        seed,
+        faults: &faults,
+        runner: &mut runner,
+        target: target.as_ref(),
+        watcher,
+        committed,
+        states: STATES,
     };
-    if let Err(e) = ended {
-        let (done, stored, log) = (faults.summary(), target.stored(), runner.log());
-        println!("{name}, SEED={seed}, {done}: {e}\nstored:\n{stored}\nits log:\n{log}");
-        return Err(e);
-    }
-    let report = watcher.finish().await?;
-    let injected = target.fake.injected();
-    println!(
-        "{name}: {report}; {}, {injected} statements refused for now; {committed} acknowledged commits",
-        faults.summary()
-    );
-    assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
-    assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
-    assert!(report.prefixes >= STATES, "{name}: too little was seen to mean anything: {report}");
+    ending.finish().await?;
     let asked = [fake.refused(), target.fake.refused()].concat();
     assert_eq!(asked, Vec::<String>::new(), "{name}: what YSQL does not have was asked for");
     Ok(())

@@ -1,8 +1,8 @@
 //! A shard that refuses a row: every dead-letter mode and every run mode, with the shard repaired.
 
 use super::Tested;
-use super::command::{DONE, OPERATOR};
-use super::shop::{Shop, status, until};
+use super::command::{DONE, OPERATOR, until};
+use super::shop::{Shop, status};
 
 const REFUSE: &str = "ALTER TABLE customers ADD CONSTRAINT polite CHECK (name <> 'rude')";
 const REPAIR: &str = "ALTER TABLE customers DROP CONSTRAINT polite";

@@ -1,8 +1,8 @@
 //! Shards that go away and come back, and a runner that is killed.
 
 use super::Tested;
-use super::command::DONE;
-use super::shop::{Shop, status, until};
+use super::command::{DONE, until};
+use super::shop::{Shop, status};
 
 /// In every order: live writes, kill -9 of the runner, one shard down while the other goes on, kill
 /// -9 while it is down, and every row as it should be in the end, each change counted once.

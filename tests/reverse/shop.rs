@@ -3,16 +3,11 @@
 use std::fs;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anabranch_servers::{MariaOptions, MariaServer, PgOptions, PgServer, PgVersion, Row};
 
 use super::Tested;
-use super::command::Anabranch;
-
-/// How long the shards may take to be as the source is: a halted one is asked again within a minute.
-const DEADLINE: Duration = Duration::from_secs(90);
+use super::command::{Anabranch, until};
 
 const SOURCE: &str = r#"
     CREATE TABLE "Customers" (migration_shard_id text, "Id" bigint, "FullName" text, PRIMARY KEY (migration_shard_id, "Id"));
@@ -163,18 +158,6 @@ impl Shop {
             Ok(wanted == there)
         })
     }
-}
-
-/// Waits for something that nobody announces.
-pub(super) fn until(what: &str, mut met: impl FnMut() -> Tested<bool>) -> Tested {
-    let deadline = Instant::now() + DEADLINE;
-    while !met()? {
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s", DEADLINE.as_secs()).into());
-        }
-        sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 /// What `status --json` says.

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anabranch_servers::{PgServer, PgVersion, postgres};
 use anabranch_spanner::client::{
@@ -15,10 +13,8 @@ use async_trait::async_trait;
 use tokio::task::block_in_place;
 
 use super::Tested;
-use super::command::{Anabranch, DONE, Running};
+use super::command::{Anabranch, DONE, Running, until};
 
-/// How long the sides may take to be equal.
-const DEADLINE: Duration = Duration::from_secs(90);
 const TRANSACTIONS: i64 = 30;
 
 /// What the sink keeps for itself, and the table of both sides.
@@ -110,17 +106,6 @@ fn sides(server: &PgServer, name: &str, fake: &FakeSpanner) -> Tested<(Rows, Row
     };
     let here = fake.rows("kv").iter().map(|row| (cell(row, "id"), cell(row, "v"))).collect();
     Ok((here, there))
-}
-
-fn until(what: &str, mut met: impl FnMut() -> Tested<bool>) -> Tested {
-    let deadline = Instant::now() + DEADLINE;
-    while !met()? {
-        if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s", DEADLINE.as_secs()).into());
-        }
-        sleep(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 fn started(command: &Anabranch) -> Tested<Running> {

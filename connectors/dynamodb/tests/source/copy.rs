@@ -10,6 +10,9 @@ use anabranch_dynamodb_fake::n;
 
 use super::support::{Bench, items, orders, put, shop};
 
+/// Between two rounds of live writes: the copy has to get on beside them.
+const PACE: Duration = Duration::from_millis(5);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_copy_that_is_killed_and_resumed_under_live_writes_is_equal() {
     let mut bench = Bench::new().await;
@@ -35,7 +38,7 @@ async fn a_copy_that_is_killed_and_resumed_under_live_writes_is_equal() {
                     let shard = bench.fake.open_shards("orders").remove(0);
                     bench.fake.roll("orders", &shard);
                 }
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                tokio::time::sleep(PACE).await;
             }
         })
     };

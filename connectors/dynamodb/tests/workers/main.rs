@@ -4,7 +4,7 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anabranch_core::{Leases, Secret};
@@ -13,6 +13,7 @@ use anabranch_dynamodb_fake::{Fake, n};
 use anabranch_servers::{DynamoOptions, DynamoServer};
 use aws_sdk_dynamodb::Client;
 use process::Worker;
+use tokio::sync::watch::Sender;
 
 const SHARDS: usize = 64;
 const IDS: u32 = 512;
@@ -21,6 +22,12 @@ const PIPELINE: &str = "shared";
 const FAILOVER: Duration = Duration::from_secs(6);
 /// How long anything may take that should happen soon: the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(400);
+/// Between two looks at leases or rows, which announce nothing.
+const POLL: Duration = Duration::from_millis(500);
+/// Between two rounds of writes.
+const PACE: Duration = Duration::from_millis(200);
+/// Between two looks of the one who watches the target: each reads all of it.
+const LOOK: Duration = Duration::from_secs(1);
 
 struct Setup {
     fake: Arc<Fake>,
@@ -85,7 +92,7 @@ impl Setup {
             }
             workers.iter_mut().for_each(|w| w.check());
             assert!(begun.elapsed() < PATIENCE, "{owners:?}, not {names:?}");
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(POLL).await;
         }
     }
 
@@ -112,8 +119,8 @@ impl Setup {
 }
 
 /// Writes until it is told to stop: numbers that only grow, and deletes.
-async fn write(fake: Arc<Fake>, stop: Arc<AtomicBool>, written: Arc<AtomicU32>) {
-    let mut pace = tokio::time::interval(Duration::from_millis(200));
+async fn write(fake: Arc<Fake>, stop: Arc<AtomicBool>, written: Sender<u32>) {
+    let mut pace = tokio::time::interval(PACE);
     let mut v = 1;
     while !stop.load(Ordering::Relaxed) {
         for step in 0..4 {
@@ -124,7 +131,7 @@ async fn write(fake: Arc<Fake>, stop: Arc<AtomicBool>, written: Arc<AtomicU32>) 
             }
         }
         v += 1;
-        written.store(v, Ordering::Relaxed);
+        written.send_replace(v);
         pace.tick().await;
     }
 }
@@ -139,7 +146,7 @@ async fn watch(setup: Arc<Setup>, stop: Arc<AtomicBool>) -> usize {
             assert!(before <= v, "the item {id} went from {before} back to {v}");
         }
         looks += 1;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(LOOK).await;
     }
     looks
 }
@@ -153,8 +160,9 @@ async fn three_processes_share_64_shards_and_lose_nothing() {
     let Some(setup) = Setup::start().await else { return };
     let setup = Arc::new(setup);
     (0..IDS).for_each(|id| setup.fake.put("orders", &[("id", n(id)), ("v", n(0))]));
-    let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-    let writer = tokio::spawn(write(Arc::clone(&setup.fake), Arc::clone(&stop), Arc::clone(&written)));
+    let (stop, written) = (Arc::new(AtomicBool::new(false)), Sender::new(0));
+    let mut rounds = written.subscribe();
+    let writer = tokio::spawn(write(Arc::clone(&setup.fake), Arc::clone(&stop), written));
     let watcher = tokio::spawn(watch(Arc::clone(&setup), Arc::clone(&stop)));
 
     let [mut killed, mut paused, mut third] =
@@ -170,10 +178,9 @@ async fn three_processes_share_64_shards_and_lose_nothing() {
     let took = setup.shared_by(&mut [&mut third]).await;
     println!("take-over of a paused worker: {:.1} s", took.as_secs_f64());
     // What it held while it stood still is written by another by now.
-    let seen = written.load(Ordering::Relaxed);
-    while written.load(Ordering::Relaxed) < seen + 20 {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let seen = *rounds.borrow();
+    let more = tokio::time::timeout(PATIENCE, rounds.wait_for(|round| *round >= seen + 20)).await;
+    more.expect("more writes in time").expect("the writer");
     paused.signal("CONT");
     let took = setup.shared_by(&mut [&mut paused, &mut third]).await;
     println!("the paused worker has its share again after {:.1} s", took.as_secs_f64());
@@ -187,7 +194,7 @@ async fn three_processes_share_64_shards_and_lose_nothing() {
         let (copied, source) = (setup.copied().await, setup.source());
         let wrong = source.iter().filter(|(id, v)| copied.get(id) != Some(v)).take(5).collect::<Vec<_>>();
         assert!(begun.elapsed() < PATIENCE, "{} items of {}, wrong {wrong:?}", copied.len(), source.len());
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(POLL).await;
     }
     println!("{} items are equal", setup.source().len());
     paused.stop();

@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+/// How long a worker may take to finish what is under way.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+/// Between two looks at a process that is to end.
+const POLL: Duration = Duration::from_millis(50);
+
 /// `$ANABRANCH_BIN`, or what cargo built beside this test.
 pub(crate) fn program() -> Option<PathBuf> {
     let beside = || Some(env::current_exe().ok()?.parent()?.parent()?.join("anabranch"));
@@ -59,14 +64,14 @@ impl Worker {
     /// With SIGTERM: it finishes what is under way.
     pub(crate) fn stop(mut self) {
         self.signal("TERM");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + STOP_DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().expect("its status") {
                 assert!(status.success(), "{} ended with {status}\n{}", self.name, self.log());
                 return;
             }
             assert!(Instant::now() < deadline, "{} does not stop\n{}", self.name, self.log());
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(POLL);
         }
     }
 

@@ -6,46 +6,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anabranch_postgres::PostgresSink;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::support::*;
 
 /// Smaller than any answer to a statement.
 const PIECE: usize = 6;
+/// Between two pieces, so that they are not joined on the way.
+const APART: Duration = Duration::from_millis(1);
 /// A unit takes a fraction of a second; a connection that is stuck never moves again.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// Passes connections on to `server`. Once `pieces` is set, what the server says arrives bit by bit.
-async fn proxy(server: String, pieces: Arc<AtomicBool>) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    tokio::spawn(async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let server = TcpStream::connect(&server).await.unwrap();
-            client.set_nodelay(true).unwrap();
-            let (mut from_client, mut to_client) = client.into_split();
-            let (mut from_server, mut to_server) = server.into_split();
-            tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
-            let pieces = Arc::clone(&pieces);
-            tokio::spawn(async move {
-                let mut buffer = [0; 8192];
-                while let Ok(n @ 1..) = from_server.read(&mut buffer).await {
-                    let size = if pieces.load(Ordering::Relaxed) { PIECE } else { n };
-                    for piece in buffer[..n].chunks(size) {
-                        if to_client.write_all(piece).await.is_err() {
-                            return;
-                        }
-                        if size == PIECE {
-                            tokio::time::sleep(Duration::from_millis(1)).await;
-                        }
-                    }
-                }
-            });
+/// Carries what the server says: bit by bit once `pieces` is set.
+async fn in_pieces(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, pieces: Arc<AtomicBool>) {
+    let mut buffer = [0; 8192];
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        let size = if pieces.load(Ordering::Relaxed) { PIECE } else { n };
+        for piece in buffer[..n].chunks(size) {
+            if to.write_all(piece).await.is_err() {
+                return;
+            }
+            if size == PIECE {
+                tokio::time::sleep(APART).await;
+            }
         }
-    });
-    port
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,8 +41,8 @@ async fn answers_in_pieces_do_not_stop_a_unit() {
             "CREATE TABLE a (id bigint PRIMARY KEY, v text UNIQUE); CREATE TABLE b (id bigint PRIMARY KEY, v text)",
         );
         let pieces = Arc::new(AtomicBool::new(false));
-        let port = proxy(format!("127.0.0.1:{}", db.server.port()), Arc::clone(&pieces)).await;
-        let sink = PostgresSink::new(db.url().replace(&format!(":{}/", db.server.port()), &format!(":{port}/")));
+        let told = Arc::clone(&pieces);
+        let sink = db.sink_through(unchanged, move |from, to| in_pieces(from, to, Arc::clone(&told))).await;
         let mut w = db.writer(&sink, 1).await;
         let (a, b) = (table("a", &[("id", INT), ("v", TEXT)], 1), table("b", &[("id", INT), ("v", TEXT)], 1));
         write(&mut w, &Changes::new().insert(&a, &["1", "x"]).insert(&a, &["2", "y"]).unit()).await;

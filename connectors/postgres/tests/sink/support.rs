@@ -1,11 +1,15 @@
 //! Databases of shared servers, and units made by hand.
 
+mod proxy;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use anabranch_core::*;
 use anabranch_postgres::PostgresSink;
 use anabranch_servers::{PgServer, PgVersion};
+
+pub(crate) use proxy::unchanged;
 
 /// A database of its own on a server that tests share.
 pub(crate) struct Db {
