@@ -32,7 +32,7 @@ pub trait ByShard: Send + Sync {
 /// The shards of a source.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ShardList {
-    /// Their names; the empty one is that of changes without a shard.
+    /// Their names; the empty one is that of rows without a shard. Messages alone make no shard.
     pub names: Vec<String>,
     /// No other shard has a change that was committed at or before this.
     pub through: Option<Timestamp>,

@@ -131,7 +131,9 @@ pub(crate) enum Command {
     /// Marks shards of a run of window files for `run --mode reprocess`: with `pipeline.each_shard`. Where a shard
     /// goes on is in its database, with the rows, so nothing is applied twice; of one that was put back to a
     /// backup, what it lacks is applied again.
-    #[command(after_help = "Exit codes: 0 marked; 1 the files do not answer; 2 configuration, or there is no such shard.")]
+    #[command(
+        after_help = "Exit codes: 0 marked; 1 the files do not answer; 2 configuration, or there is no such shard."
+    )]
     Reprocess {
         #[command(flatten)]
         file: File,

@@ -17,7 +17,9 @@ use anabranch::Result;
 use args::{Cli, Command};
 use clap::Parser;
 
-use commands::{check, completions, dead_letters, drain, init, man, pause, reprocess, run as running, status, strip, verify};
+use commands::{
+    check, completions, dead_letters, drain, init, man, pause, reprocess, run as running, status, strip, verify,
+};
 
 /// Runs the command with these arguments, of which the first is the program's name, and gives its exit
 /// code. Prints to the process's own streams, answers SIGINT and SIGTERM while a pipeline runs, and has

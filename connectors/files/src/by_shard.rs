@@ -6,7 +6,7 @@ use anabranch_core::{ByShard, Error, Result, ShardList, Source, WriterStatus};
 use async_trait::async_trait;
 
 use crate::error::damaged;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, ShardEntry};
 use crate::names;
 use crate::source::{Shards, WindowSource};
 
@@ -17,8 +17,10 @@ impl ByShard for WindowSource {
         let through = ledger.as_ref().and_then(|l| l.safe_time);
         let names = match &self.settings.shards {
             Shards::All => {
-                let entries = ledger.map(|l| l.shards).unwrap_or_default();
-                entries.into_values().map(|entry| entry.name.unwrap_or_default()).collect()
+                let entries = ledger.map(|l| l.shards).unwrap_or_default().into_values();
+                // Messages are for no database: where there are shards, they alone make none.
+                let is_one = |entry: &ShardEntry| entry.name.is_some() || entry.has_rows();
+                entries.filter(is_one).map(|entry| entry.name.unwrap_or_default()).collect()
             }
             Shards::These(shards) => shards.clone(),
             Shards::One(shard) => vec![shard.clone()],
@@ -38,7 +40,8 @@ impl ByShard for WindowSource {
     }
 
     async fn save(&self, writer: &str, status: &WriterStatus) -> Result<()> {
-        let content = serde_json::to_vec(status).map_err(|e| Error::fatal("cannot write a status as JSON").because(e))?;
+        let content =
+            serde_json::to_vec(status).map_err(|e| Error::fatal("cannot write a status as JSON").because(e))?;
         let name = names::status(&self.settings.run, writer, &names::shard(Some(&status.shard)));
         self.store()?.put(&name, content.into()).await
     }

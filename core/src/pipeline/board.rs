@@ -72,6 +72,10 @@ impl Board {
         self.now.borrow().shards.contains_key(shard)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.now.borrow().shards.is_empty()
+    }
+
     /// A shard is taken.
     pub(crate) fn take(&self, record: WriterStatus) {
         let shard = record.shard.clone();

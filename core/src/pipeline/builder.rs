@@ -277,7 +277,11 @@ impl Pipeline {
             // Positions of another source, or of another life of it, mean nothing here.
             None => drop(stored::load_checked(&self.spec).await?),
         }
-        let mut drain = Drain::new(marker.mark().await?, source.info().order);
+        let mark = match &self.each_shard {
+            Some(writers) => writers.mark().await?,
+            None => marker.mark().await?,
+        };
+        let mut drain = Drain::new(mark, source.info().order);
         let reached = self.reach(&mut drain);
         match deadline {
             Some(deadline) => timeout(deadline, reached).await.unwrap_or(Ok(()))?,

@@ -14,7 +14,7 @@ use crate::checkpointer::{Checkpointer, MemoryCheckpointer};
 use crate::control::drain::Durable;
 use crate::dead_letter::DeadLetterStore;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Timestamp;
+use crate::model::{PartitionId, Position, Timestamp};
 use crate::runtime::{Budget, LetterPolicy, Transforms};
 use crate::sharded::Sharded;
 use crate::sink::Sink;
@@ -36,13 +36,13 @@ pub(super) struct Stores {
 pub(super) fn check(source: &dyn Source, sink: &dyn Sink, workers: bool) -> Result<()> {
     if source.by_shard().is_none() {
         let problem = format!("the source {} does not keep shards apart", source.info().name);
-        return Err(Error::config("pipeline.each_shard", problem)
-            .hint("it goes with [source] type = \"files\"; leave it out"));
+        return Err(
+            Error::config("pipeline.each_shard", problem).hint("it goes with [source] type = \"files\"; leave it out")
+        );
     }
     if sink.sharded().is_none() {
         let problem = format!("the sink {} is one database for all shards", sink.info().name);
-        return Err(Error::config("pipeline.each_shard", problem)
-            .hint("set sink.type = \"sharded\", or leave it out"));
+        return Err(Error::config("pipeline.each_shard", problem).hint("set sink.type = \"sharded\", or leave it out"));
     }
     if workers {
         let problem = "several processes do not share the shards of a pipeline with each_shard";
@@ -94,9 +94,8 @@ fn unknown(shard: &str, known: &[String]) -> Error {
                 "set the shard in the job that writes the files, by a [[transform]] of type \"shard\" or \"session\"; \
                  known: {known}"
             )),
-        _ => Error::config("sink", format!("has no shard {shard}")).hint(format!(
-            "add it to sink.shards_file, or leave it out with source.shards; known: {known}"
-        )),
+        _ => Error::config("sink", format!("has no shard {shard}"))
+            .hint(format!("add it to sink.shards_file, or leave it out with source.shards; known: {known}")),
     }
 }
 
@@ -182,7 +181,7 @@ impl Told {
                 (ShardPhase::Halted, self.record.as_ref().and_then(|r| r.error.clone()).or(state.reason))
             }
             (Some(WriterState::Reprocess), _) if !self.runs => (ShardPhase::Reprocess, None),
-            (_, Some(Phase::Stopped) | None) if !self.runs => (ShardPhase::Stopped, state.reason),
+            (_, Some(Phase::Stopped | Phase::Failed) | None) if !self.runs => (ShardPhase::Stopped, state.reason),
             (_, Some(Phase::Retrying)) => (state.phase, self.status.as_ref().and_then(|s| s.last_error.clone())),
             _ => (state.phase, state.reason),
         };
@@ -278,6 +277,17 @@ impl ShardWriters {
             }
         }
         Ok((all, error))
+    }
+
+    /// Marks the present of each shard that there is.
+    pub(super) async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
+        let by = self.by_shard()?;
+        let names = by.shards().await?.names;
+        let marked = self.each(&names, async |shard| match by.shard(shard).marker() {
+            Some(marker) => marker.mark().await,
+            None => Err(Error::config("source.type", "its shards cannot mark their present")),
+        });
+        Ok(marked.await?.into_iter().flat_map(|(_, marks)| marks).collect())
     }
 
     /// Pauses every shard that was written, or lets it go on. Whether that changed any; `None`: none was.

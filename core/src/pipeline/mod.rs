@@ -18,15 +18,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::control::drain::Drained;
+pub(crate) use board::{Board, Fate};
 pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{
     CheckpointConfig, DeadLetterConfig, KeepName, MappingConfig, MetricsConfig, PipelineConfig, PipelineSection,
 };
+pub(crate) use each_shard::{halted as halted_shards, refuse_each_shard};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;
-pub(crate) use board::{Board, Fate};
-pub(crate) use each_shard::{halted as halted_shards, refuse_each_shard};
 pub use running::{Monitor, RunningPipeline};
 pub use shard_writers::ShardWriters;
 pub(crate) use status::{Known, Shared, Watermark};

@@ -135,7 +135,9 @@ impl Run<'_> {
                 // 3. New shards.
                 _ = look.tick(), if !self.stop.is_cancelled() => self.look(ready).await?,
             }
-            if self.tasks.is_empty() && !self.first && (self.stop.is_cancelled() || !waits_for_new) {
+            let has_ended = self.tasks.is_empty() && !self.first;
+            // With every shard halted, a person is to be told.
+            if has_ended && (self.stop.is_cancelled() || !waits_for_new || !self.board.is_empty()) {
                 return Ok(());
             }
         }
@@ -318,7 +320,8 @@ async fn begin(
     }
     let shared = board.part(&Arc::from(pipeline.name()));
     board.watch(&record.shard, pipeline.monitor(&shared));
-    start(pipeline, shared, stop.clone()).await
+    // A token of its own: dropping the handle cancels it.
+    start(pipeline, shared, stop.child_token()).await
 }
 
 /// Boxed: a pipeline of its own kind could be within it.
@@ -345,6 +348,9 @@ mod tests {
         assert_eq!(taken(RunMode::ResumeFailed), [false, false, true, false]);
         assert_eq!(taken(RunMode::Reprocess), [false, false, false, true]);
         // What appears later belongs to those that take all.
-        assert!(wants(RunMode::Regular, None, false) && !wants(RunMode::ResumeSuccess, Some(&of(WriterState::Success)), false));
+        assert!(
+            wants(RunMode::Regular, None, false)
+                && !wants(RunMode::ResumeSuccess, Some(&of(WriterState::Success)), false)
+        );
     }
 }
