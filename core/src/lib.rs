@@ -36,10 +36,11 @@
 //!
 //! # Where to read next
 //! [`Pipeline`] builds and starts; `runtime/mod.rs` runs (attempts), `runtime/stream.rs` is its loop;
-//! `runtime/workers` shares partitions, [`leases`] says how; `control` decides about drain and pause;
+//! `runtime/workers` shares partitions, [`leases`] says how; `runtime/shard_writers` writes each shard by itself; `control` decides about drain and pause;
 //! [`orderer`] decides the order; [`net_effect`] folds a unit for bulk writing; [`memory`] has the
 //! reference source and sink, the shortest complete connectors there are.
 
+mod by_shard;
 pub mod checkpointer;
 pub mod control;
 pub mod dead_letter;
@@ -62,6 +63,7 @@ pub mod transform;
 mod verifier;
 pub mod versions;
 
+pub use by_shard::{ByShard, ShardList, WriterState, WriterStatus};
 pub use checkpointer::{Checkpointer, Saved, Version};
 pub use dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
 pub use error::{Error, ErrorKind, Result};

@@ -6,6 +6,7 @@ use std::fmt::{self, Debug};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::by_shard::ByShard;
 use crate::error::Result;
 use crate::model::{
     ChangeBatch, Checkpoint, Partition, PartitionId, Position, SourceIdentity, TableName, TableSchema, TableSnapshot,
@@ -80,6 +81,11 @@ pub trait Source: Debug + Send + Sync + 'static {
     /// Reads rows for a comparison with the target, if this source can. Without it they are read by
     /// the [`Snapshotter`], whole tables each time.
     fn verifier(&self) -> Option<&dyn Verifier> {
+        None
+    }
+
+    /// Reads each shard by itself, if this source keeps them apart.
+    fn by_shard(&self) -> Option<&dyn ByShard> {
         None
     }
 

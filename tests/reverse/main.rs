@@ -14,3 +14,4 @@ mod letters;
 mod mistakes;
 mod postgres;
 mod shards;
+mod writers;

@@ -13,7 +13,7 @@ Exit codes:
   0  done
   1  failed, or not so: `verify` found a difference, `drain` is not drained yet
   2  the arguments, the configuration or the set-up of a database are wrong: the message says what to change
-  3  a person has to decide: dead letters are open, or the source has lost what is needed
+  3  a person has to decide: dead letters are open, shards are halted, or the source has lost what is needed
 
 Environment:
   ANABRANCH_LOG  what is logged to the standard error: error, warn (default), info, debug
@@ -64,15 +64,19 @@ pub(crate) enum Command {
     /// under way; a second one ends at once. Starting again goes on where the last run stopped, however
     /// it ended. A database that is down is waited for.
     #[command(after_help = "Exit codes: 0 stopped or drained; 1 given up, or taken over by another runner; \
-                            2 configuration; 3 dead letters are open, or the source has lost what is needed.")]
+                            2 configuration; 3 dead letters are open, shards are halted, or the source has lost \
+                            what is needed.")]
     Run {
         #[command(flatten)]
         file: File,
         /// End when everything committed on the source before now is in the target.
         #[arg(long)]
         until_drained: bool,
-        /// Try dead letters again and end: retry-dlq those that need a person, retry-all-dlq every one.
-        /// Nothing is read from the source. In place of `pipeline.mode`.
+        /// What the run does, in place of `pipeline.mode`. To try dead letters again and end, with nothing read
+        /// from the source: retry-dlq those that need a person, retry-all-dlq every one. With
+        /// `pipeline.each_shard`, which shards are written: resume-success those that did not fail,
+        /// resume-failed those that did, reprocess those that `anabranch reprocess` has marked, resume-all
+        /// (and regular) every one.
         #[arg(long, value_enum)]
         mode: Option<Mode>,
         /// Answer HTTP requests for /metrics (Prometheus), /status.json and /healthz here: a port of this
@@ -122,6 +126,21 @@ pub(crate) enum Command {
         #[command(flatten)]
         file: File,
     },
+    /// Mark shards for `run --mode reprocess`, where each has a pipeline of its own.
+    ///
+    /// Marks shards of a run of window files for `run --mode reprocess`: with `pipeline.each_shard`. Where a shard
+    /// goes on is in its database, with the rows, so nothing is applied twice; of one that was put back to a
+    /// backup, what it lacks is applied again.
+    #[command(
+        after_help = "Exit codes: 0 marked; 1 the files do not answer; 2 configuration, or there is no such shard."
+    )]
+    Reprocess {
+        #[command(flatten)]
+        file: File,
+        /// The shards.
+        #[arg(required = true, value_name = "SHARD")]
+        shards: Vec<String>,
+    },
     /// List, show, retry or skip changes that the target refused.
     DeadLetters {
         #[command(flatten)]
@@ -165,6 +184,10 @@ pub(crate) enum Mode {
     RetryDlq,
     #[value(name = "retry-all-dlq")]
     RetryAllDlq,
+    ResumeSuccess,
+    ResumeFailed,
+    Reprocess,
+    ResumeAll,
 }
 
 impl From<Mode> for anabranch::pipeline::RunMode {
@@ -173,6 +196,10 @@ impl From<Mode> for anabranch::pipeline::RunMode {
             Mode::Regular => Self::Regular,
             Mode::RetryDlq => Self::RetryDlq,
             Mode::RetryAllDlq => Self::RetryAllDlq,
+            Mode::ResumeSuccess => Self::ResumeSuccess,
+            Mode::ResumeFailed => Self::ResumeFailed,
+            Mode::Reprocess => Self::Reprocess,
+            Mode::ResumeAll => Self::ResumeAll,
         }
     }
 }

@@ -17,7 +17,9 @@ use anabranch::Result;
 use args::{Cli, Command};
 use clap::Parser;
 
-use commands::{check, completions, dead_letters, drain, init, man, pause, run as running, status, strip, verify};
+use commands::{
+    check, completions, dead_letters, drain, init, man, pause, reprocess, run as running, status, strip, verify,
+};
 
 /// Runs the command with these arguments, of which the first is the program's name, and gives its exit
 /// code. Prints to the process's own streams, answers SIGINT and SIGTERM while a pipeline runs, and has
@@ -77,6 +79,7 @@ async fn perform(command: Command, json: bool) -> Result<u8> {
         Command::Drain { file, timeout } => drain::drain(&file.file, timeout, json).await,
         Command::Pause { file } => pause::pause(&file.file, json).await,
         Command::Resume { file } => pause::resume(&file.file, json).await,
+        Command::Reprocess { file, shards } => reprocess::reprocess(&file.file, &shards, json).await,
         Command::DeadLetters { file, action } => dead_letters::dead_letters(&file.file, action, json).await,
         Command::Strip { file, tables } => strip::strip(&file.file, &tables, json).await,
         Command::Completions { shell } => completions::completions(shell),

@@ -100,6 +100,18 @@ impl Native {
         Ok(Operation::new(set, |py, changed| as_json!(py, &changed)))
     }
 
+    /// Marks shards for a run of the mode `reprocess`.
+    fn reprocess(&self, py: Python<'_>, shards: Vec<String>) -> PyResult<Operation> {
+        let pipeline = self.take(py)?;
+        let mark = async move {
+            for shard in &shards {
+                pipeline.reprocess(shard).await?;
+            }
+            Ok(())
+        };
+        Ok(Operation::new(mark, |py, ()| Ok(py.None())))
+    }
+
     /// Waits until everything committed before now is in the target, while another process runs it.
     #[pyo3(signature = (timeout=None))]
     fn drain(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Operation> {

@@ -86,6 +86,16 @@ pub(crate) struct ShardEntry {
     pub(crate) sequence: u64,
     /// Changes in all its files.
     pub(crate) records: u64,
+    /// Of them, those that are of no row: the messages with which a source marks its present, for instance.
+    #[serde(default)]
+    pub(crate) messages: u64,
+}
+
+impl ShardEntry {
+    /// Whether it has changes of rows.
+    pub(crate) fn has_rows(&self) -> bool {
+        self.records > self.messages
+    }
 }
 
 /// The tables of a run.

@@ -18,10 +18,12 @@
 //! | `format/` | the lines of a window file, encoded and decoded |
 //! | `sink`, `writer`, `progress`, `relay` | [`WindowFiles`]: writes window files, fenced, exactly once |
 //! | `source`, `reader` | [`WindowSource`]: reads them, shard by shard, without a gap |
+//! | `by_shard` | each shard by itself, and what is stored of its writer |
 //! | `shard_writers` | [`ShardWriters`]: one pipeline for each shard, which halts alone; the run modes |
 //! | `checkpointer` | [`FilesCheckpointer`]: checkpoints by compare-and-set |
 //! | `dead_letters/` | [`FilesDeadLetters`]: letters in `retry/`, `severe/`, `skip/`, `filtered/` |
 
+mod by_shard;
 mod checkpointer;
 mod config;
 mod dead_letters;

@@ -16,9 +16,12 @@ pub(crate) fn tables(run: &str) -> String {
     format!("{}/_tables.json", escape(run))
 }
 
-/// The object that says how the writer of a shard fares.
-pub(crate) fn status(run: &str, shard: &str) -> String {
-    format!("{}/_writers/{shard}.json", escape(run))
+/// The object that says how the writer of a shard fares; a writer that has a name has a folder.
+pub(crate) fn status(run: &str, writer: &str, shard: &str) -> String {
+    match writer {
+        "" => format!("{}/_writers/{shard}.json", escape(run)),
+        _ => format!("{}/_writers/{}/{shard}.json", escape(run), escape(writer)),
+    }
 }
 
 /// The folder of a shard; `None`: of changes without one.

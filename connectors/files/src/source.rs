@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anabranch_core::{
-    ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Rank, Result, Source, SourceIdentity,
-    SourceInfo, SourceOrder, StartFrom, TableSchema,
+    ByShard, ChangeReader, Checkpoint, Error, Marker, Partition, PartitionId, Position, Rank, Result, Source,
+    SourceIdentity, SourceInfo, SourceOrder, StartFrom, TableSchema,
 };
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -286,6 +286,10 @@ impl Source for WindowSource {
     }
 
     fn marker(&self) -> Option<&dyn Marker> {
+        Some(self)
+    }
+
+    fn by_shard(&self) -> Option<&dyn ByShard> {
         Some(self)
     }
 

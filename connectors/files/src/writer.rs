@@ -205,6 +205,7 @@ impl Writer {
                 rank: Bytes::new(),
                 sequence: 0,
                 records: entry.map_or(0, |e| e.records),
+                messages: entry.map_or(0, |e| e.messages),
             };
             self.shards.insert(folder.clone(), entry);
             self.pending.files.insert(folder.clone(), file);
@@ -214,6 +215,7 @@ impl Writer {
             file.body.add(change, order.as_ref())?;
             self.pending.size += file.body.size() - before;
             (entry.rank, entry.sequence, entry.records) = (rank.clone(), change.sequence(), entry.records + 1);
+            entry.messages += u64::from(matches!(change.op(), Op::Message | Op::Schema));
         }
         self.pending.any = true;
         if self.pending.last.as_ref().is_none_or(|last| last.source_rank != transaction.rank) {

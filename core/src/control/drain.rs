@@ -9,7 +9,7 @@ use crate::model::{PartitionId, Position};
 use crate::source::SourceOrder;
 
 /// The answer of a drain.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Drained {
     /// Whether everything committed on the source before the call is durable in the target.
     pub drained: bool,
@@ -23,6 +23,17 @@ pub struct Drained {
     pub dead_letters_open: u64,
 }
 
+impl Drained {
+    /// Takes in what came of another part.
+    pub(crate) fn add(&mut self, part: Self) {
+        self.drained &= part.drained;
+        self.marker_reached &= part.marker_reached;
+        self.marker.extend(part.marker);
+        self.reached.extend(part.reached);
+        self.dead_letters_open += part.dead_letters_open;
+    }
+}
+
 /// What is durable in the target, as it was looked at.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Durable {
@@ -33,6 +44,16 @@ pub(crate) struct Durable {
     /// Tables are still being copied: no position says what the target has.
     pub(crate) copying: bool,
     pub(crate) dead_letters_open: u64,
+}
+
+impl Durable {
+    /// Takes in what is durable of another part.
+    pub(crate) fn add(&mut self, part: Self) {
+        self.open.extend(part.open);
+        Arc::make_mut(&mut self.finished).extend(part.finished.iter().cloned());
+        self.copying |= part.copying;
+        self.dead_letters_open += part.dead_letters_open;
+    }
 }
 
 /// A drain that waits.

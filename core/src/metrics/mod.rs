@@ -83,7 +83,7 @@ metrics! {
     SNAPSHOT_TABLES = "anabranch_snapshot_tables", Gauge, ["state"], None, "Tables to copy, and those that are copied";
     SNAPSHOT_CHUNKS = "anabranch_snapshot_chunks", Gauge, ["state"], None, "Chunks to copy, and those that are copied";
     PARTITIONS = "anabranch_partitions", Gauge, [], None, "Partitions that are open";
-    SHARD_HALTED = "anabranch_shard_halted", Gauge, ["shard"], None, "1 for a shard that does not answer and whose changes are parked";
+    SHARD_HALTED = "anabranch_shard_halted", Gauge, ["shard"], None, "1 for a shard that does not answer and whose changes are parked, or whose own pipeline has ended by an error";
     SHARD_DEAD_LETTERS = "anabranch_shard_open_dead_letters", Gauge, ["shard", "class"], None, "A shard's dead letters: those tried again by themselves, and those that need a person";
     SHARD_SAFE_TIME = "anabranch_shard_safe_time_seconds", Gauge, ["shard"], Some(Unit::Seconds), "As anabranch_safe_time_seconds, of one shard";
 }

@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::{interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use super::each_letters::EachLetters;
+use super::each_shard::{self, Stores};
 use super::{
-    Drained, LetterPolicy, OnRejected, Order, RetryLimits, Role, RunMode, RunningPipeline, Shared, SnapshotMode, Spec,
-    Status, Workers, status, stored,
+    Board, Drained, LetterPolicy, Monitor, OnRejected, Order, RetryLimits, Role, RunMode, RunningPipeline,
+    ShardWriters, Shared, SnapshotMode, Spec, Status, Workers, status, stored,
 };
 use crate::checkpointer::Checkpointer;
 use crate::control::drain::{Drain, Durable};
@@ -19,7 +22,7 @@ use crate::control::verify::{TableVerified, Verified, VerifyOptions};
 use crate::dead_letter::{Classes, DeadLetterStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::preflight::{LossyConsent, Preflight, preflight};
-use crate::runtime::{Budget, Transforms, change_record, supervise, transformed, verify};
+use crate::runtime::{Budget, Transforms, change_record, supervise, transformed, verify, write_each};
 use crate::sink::Sink;
 use crate::source::Source;
 use crate::transform::Transform;
@@ -62,8 +65,10 @@ const MEMORY: usize = 32 << 20;
 /// ```
 #[derive(Debug)]
 pub struct Pipeline {
-    spec: Arc<Spec>,
-    transforms: Transforms,
+    pub(super) spec: Arc<Spec>,
+    pub(super) transforms: Transforms,
+    /// Where each shard has a pipeline of its own. The spec is that of the whole then.
+    pub(super) each_shard: Option<Arc<ShardWriters>>,
 }
 
 impl Pipeline {
@@ -87,6 +92,7 @@ impl Pipeline {
             stop_deadline: Duration::from_secs(30),
             transforms: Vec::new(),
             workers: None,
+            each_shard: false,
         }
     }
 
@@ -95,23 +101,69 @@ impl Pipeline {
     /// is an error here.
     pub async fn start(self) -> Result<RunningPipeline> {
         let shared = Arc::new(Shared::new(&self.spec.name));
-        let stop = CancellationToken::new();
+        let started = self.start_with(shared, CancellationToken::new()).await?;
+        started.ok_or_else(|| Error::fatal("the pipeline was stopped while it started"))
+    }
+
+    /// Starts it as a run that tells this, until `stop` is cancelled. `None`: that was so before it had begun.
+    pub(crate) async fn start_with(
+        self,
+        shared: Arc<Shared>,
+        stop: CancellationToken,
+    ) -> Result<Option<RunningPipeline>> {
         let (ready, prepared) = oneshot::channel();
-        let run = supervise(Arc::clone(&self.spec), self.transforms, Arc::clone(&shared), stop.clone(), ready);
+        let mut board = None;
+        let run: BoxFuture<'static, Result<()>> = match self.each_shard {
+            Some(writers) => {
+                let takes_all = writers.run_mode().takes_all();
+                let shards = board.insert(Arc::new(Board::new(Some(Arc::clone(&shared)), takes_all)));
+                write_each(writers, Arc::clone(shards), Arc::clone(&shared), stop.clone(), ready)
+            }
+            None => {
+                let spec = Arc::clone(&self.spec);
+                Box::pin(supervise(spec, self.transforms, Arc::clone(&shared), stop.clone(), ready))
+            }
+        };
         let task = tokio::spawn(run.instrument(tracing::info_span!("pipeline", name = %self.spec.name)));
         let running = RunningPipeline {
             retention: Some(tokio::spawn(watch_retention(Arc::clone(&self.spec), Arc::clone(&shared), stop.clone()))),
             spec: self.spec,
             shared,
+            board,
             _stop_on_drop: stop.clone().drop_guard(),
-            stop,
+            stop: stop.clone(),
             task: Some(task),
         };
         match prepared.await {
-            Ok(Ok(())) => Ok(running),
+            Ok(Ok(())) => Ok(Some(running)),
             Ok(Err(e)) => Err(e),
+            Err(_) if stop.is_cancelled() => Ok(None),
             Err(_) => Err(Error::fatal("the pipeline ended while it started")),
         }
+    }
+
+    /// Tells the status of the run that shares this.
+    pub(crate) fn monitor(&self, shared: &Arc<Shared>) -> Monitor {
+        Monitor { spec: Arc::clone(&self.spec), shared: Arc::clone(shared), board: None }
+    }
+
+    /// Refuses to begin as the pipeline of one shard of `whole` what has been run as one pipeline for all of
+    /// them: its progress would be begun anew. A target that does not answer is found here too.
+    pub(crate) async fn refuse_whole(&self, whole: &str) -> Result<()> {
+        let known = match self.spec.checkpointer.load(whole).await {
+            Ok(Some((_, checkpoint))) if !checkpoint.identity.0.is_empty() => true,
+            Ok(_) => match self.spec.sink.progress() {
+                Some(store) => !store.read(whole).await.map_err(at_first)?.is_empty(),
+                None => false,
+            },
+            Err(e) => return Err(at_first(e)),
+        };
+        if !known {
+            return Ok(());
+        }
+        let problem = format!("{whole} has been run as one pipeline for all shards");
+        Err(Error::config("pipeline.name", problem)
+            .hint("leave pipeline.each_shard out, or give this pipeline another name, which begins anew"))
     }
 
     /// Connects to both sides and compares them, without changing anything on either. What a start
@@ -147,8 +199,23 @@ impl Pipeline {
 
     /// What the stores tell of this pipeline, wherever it runs. `None` if it never ran.
     pub async fn stored_status(&self) -> Result<Option<Status>> {
-        let s = &self.spec;
-        status::from_stores(s).await
+        match &self.each_shard {
+            Some(writers) => writers.stored_status().await,
+            None => status::from_stores(&self.spec).await,
+        }
+    }
+
+    /// Marks a shard for a run of the mode [`RunMode::Reprocess`], where each shard has a pipeline of its own.
+    /// The mark is taken away by the run that takes the shard and goes well.
+    ///
+    /// # Errors
+    /// [`Config`](crate::ErrorKind::Config) if no shard has one, or there is no such shard.
+    pub async fn reprocess(&self, shard: &str) -> Result<()> {
+        let Some(writers) = &self.each_shard else {
+            return Err(Error::config("pipeline.each_shard", "is not set: no shard has a pipeline of its own")
+                .hint("what a shard has missed is applied by itself: start the pipeline"));
+        };
+        writers.reprocess(shard).await
     }
 
     /// Marks the pipeline as paused, wherever it runs: the process that runs it, or each of its
@@ -170,6 +237,15 @@ impl Pipeline {
     }
 
     async fn set_paused(&self, paused: bool) -> Result<bool> {
+        let changed = match &self.each_shard {
+            Some(writers) => writers.set_paused(paused).await?,
+            None => self.mark_paused(paused).await?,
+        };
+        changed.ok_or_else(|| self.never_ran())
+    }
+
+    /// Whether that changed anything; `None` if it never ran.
+    pub(super) async fn mark_paused(&self, paused: bool) -> Result<Option<bool>> {
         let changed = AtomicBool::new(false);
         let known = change_record(self.spec.checkpointer.as_ref(), &self.spec.name, false, |checkpoint| {
             let change = checkpoint.paused != paused;
@@ -177,7 +253,7 @@ impl Pipeline {
             changed.store(change, Ordering::Relaxed);
             Ok(change)
         });
-        if known.await? { Ok(changed.load(Ordering::Relaxed)) } else { Err(self.never_ran()) }
+        Ok(known.await?.then(|| changed.load(Ordering::Relaxed)))
     }
 
     /// Marks the present on the source and waits until everything committed before is durable in the
@@ -194,10 +270,19 @@ impl Pipeline {
         let marker = source
             .marker()
             .ok_or_else(|| Error::config("source.type", format!("the source {name} cannot mark its present")))?;
-        let stored = stored::load(&self.spec).await?.ok_or_else(|| self.never_ran())?;
-        // Positions of another source, or of another life of it, mean nothing here.
-        stored::checked(&self.spec, Some(stored)).await?;
-        let mut drain = Drain::new(marker.mark().await?, source.info().order);
+        let mark = match &self.each_shard {
+            Some(writers) => {
+                writers.stored_status().await?.ok_or_else(|| self.never_ran())?;
+                writers.mark().await?
+            }
+            None => {
+                let stored = stored::load(&self.spec).await?.ok_or_else(|| self.never_ran())?;
+                // Positions of another source, or of another life of it, mean nothing here.
+                stored::checked(&self.spec, Some(stored)).await?;
+                marker.mark().await?
+            }
+        };
+        let mut drain = Drain::new(mark, source.info().order);
         let reached = self.reach(&mut drain);
         match deadline {
             Some(deadline) => timeout(deadline, reached).await.unwrap_or(Ok(()))?,
@@ -211,7 +296,9 @@ impl Pipeline {
         loop {
             tick.tick().await;
             match self.look().await {
-                Ok(Some(now)) if drain.see(now.clone()) => return Ok(()),
+                Ok((Some(now), _)) if drain.see(now.clone()) => return Ok(()),
+                // Waiting does not mend it.
+                Ok((_, Some(halted))) => return Err(halted),
                 // What is not known is not drained.
                 Ok(_) => {}
                 Err(e) if matches!(e.kind(), ErrorKind::Transient | ErrorKind::Indeterminate) => {
@@ -222,15 +309,18 @@ impl Pipeline {
         }
     }
 
-    /// What the stores tell is durable. The letters are counted after the positions are read: a row is
+    /// What the stores tell is durable, and a shard's error that keeps it from becoming more. The letters are counted after the positions are read: a row is
     /// a letter before its position is passed.
-    async fn look(&self) -> Result<Option<Durable>> {
-        let Some(stored) = stored::load(&self.spec).await? else { return Ok(None) };
+    async fn look(&self) -> Result<(Option<Durable>, Option<Error>)> {
+        if let Some(writers) = &self.each_shard {
+            return writers.durable().await;
+        }
+        let Some(stored) = stored::load(&self.spec).await? else { return Ok((None, None)) };
         let open = match &self.spec.dead_letters {
             Some(store) => store.open_count(&self.spec.name).await?,
             None => 0,
         };
-        Ok(Some(stored.durable(open)))
+        Ok((Some(stored.durable(open)), None))
     }
 
     fn never_ran(&self) -> Error {
@@ -239,7 +329,15 @@ impl Pipeline {
 
     /// The store of its dead letters, if it has one.
     pub fn dead_letters(&self) -> Option<Arc<dyn DeadLetterStore>> {
-        self.spec.dead_letters.clone()
+        let (Some(writers), Some(sharded)) = (&self.each_shard, self.spec.sink.sharded()) else {
+            return self.spec.dead_letters.clone();
+        };
+        let of_shard = |shard: &Arc<str>| {
+            let spec = writers.pipeline(shard).ok()?.spec;
+            Some((shard.to_string(), Arc::clone(&spec.name), spec.dead_letters.clone()?))
+        };
+        let shards: Option<Vec<_>> = sharded.names().iter().map(of_shard).collect();
+        Some(Arc::new(EachLetters { shards: shards? }))
     }
 
     /// What a run of it does.
@@ -250,6 +348,14 @@ impl Pipeline {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name
+    }
+}
+
+/// What is wrong before a shard was ever written is told at once: nobody waits for it.
+fn at_first(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::Transient | ErrorKind::Indeterminate => error.with_kind(ErrorKind::Config),
+        _ => error,
     }
 }
 
@@ -335,6 +441,7 @@ pub struct PipelineBuilder {
     stop_deadline: Duration,
     transforms: Vec<Box<dyn Transform>>,
     workers: Option<Workers>,
+    each_shard: bool,
 }
 
 impl PipelineBuilder {
@@ -480,6 +587,15 @@ impl PipelineBuilder {
         self
     }
 
+    /// Writes each shard by a pipeline of its own, of a source that keeps shards apart (window files) into a
+    /// [`Sharded`](crate::Sharded) sink: `NAME/SHARD`, whose checkpoint and dead letters are in the shard unless
+    /// set. A shard that fails halts alone and stays halted until a run takes it up again; [`RunMode`] tells which
+    /// shards a run takes. Default: one pipeline writes all of them.
+    pub fn each_shard(mut self, each: bool) -> Self {
+        self.each_shard = each;
+        self
+    }
+
     /// The pipeline.
     ///
     /// # Errors
@@ -491,12 +607,19 @@ impl PipelineBuilder {
         }
         let source = self.source.ok_or_else(|| missing("source", "call .source(..)"))?;
         let sink = self.sink.ok_or_else(|| missing("sink", "call .sink(..)"))?;
-        let checkpointer = self.checkpointer.or_else(|| sink.checkpointer()).ok_or_else(|| {
-            missing(
-                "checkpoint",
-                "this sink keeps no checkpoints: set one, of type \"sqlite\" or \"file\" for instance",
-            )
-        })?;
+        let stores = Stores { checkpointer: self.checkpointer.clone(), dead_letters: self.dead_letters.clone() };
+        let checkpointer = if self.each_shard {
+            each_shard::check(source.as_ref(), sink.as_ref(), self.workers.is_some())?;
+            each_shard::no_checkpoint()
+        } else {
+            each_shard::check_mode(self.mode)?;
+            self.checkpointer.or_else(|| sink.checkpointer()).ok_or_else(|| {
+                missing(
+                    "checkpoint",
+                    "this sink keeps no checkpoints: set one, of type \"sqlite\" or \"file\" for instance",
+                )
+            })?
+        };
         check_lanes(&self.order, sink.as_ref())?;
         if self.memory < 1 << 20 {
             return Err(Error::config("pipeline.memory_mib", "must be at least 1"));
@@ -505,10 +628,10 @@ impl PipelineBuilder {
             return Err(Error::config("pipeline.snapshot_workers", "must be at least 1"));
         }
         let dead_letters = self.dead_letters.or_else(|| sink.dead_letters());
-        if self.mode != RunMode::Regular && dead_letters.is_none() {
+        if !self.each_shard && self.mode.replays() && dead_letters.is_none() {
             return Err(missing("dead_letters.type", "there is no store whose letters could be tried again"));
         }
-        if self.letters.on_rejected != OnRejected::Stop && dead_letters.is_none() {
+        if !self.each_shard && self.letters.on_rejected != OnRejected::Stop && dead_letters.is_none() {
             return Err(missing("dead_letters.type", "on_rejected needs a store: \"sqlite\" or \"file\" for instance"));
         }
         if let Some(workers) = &self.workers {
@@ -536,6 +659,11 @@ impl PipelineBuilder {
             retry: self.retry,
             stop_deadline: self.stop_deadline,
         };
-        Ok(Pipeline { spec: Arc::new(spec), transforms: Transforms::new(self.transforms) })
+        let transforms = Transforms::new(self.transforms);
+        let each_shard = match self.each_shard {
+            true => Some(Arc::new(each_shard::writers(&spec, &transforms, &stores)?)),
+            false => None,
+        };
+        Ok(Pipeline { spec: Arc::new(spec), transforms, each_shard })
     }
 }

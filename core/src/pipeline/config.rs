@@ -131,9 +131,13 @@ pub struct PipelineSection {
     /// How many retries in a row without progress are made before giving up. Default: no limit.
     #[serde(default)]
     pub retries: Option<u32>,
-    /// `regular` (default), `retry_dlq` (the severe letters) or `retry_all_dlq` (every letter).
+    /// `regular` (default), `retry_dlq` (the severe letters) or `retry_all_dlq` (every letter); with
+    /// `each_shard` also which shards are written: `resume_success`, `resume_failed`, `reprocess`, `resume_all`.
     #[serde(default)]
     pub mode: RunMode,
+    /// Writes each shard of a run of window files by a pipeline of its own. Default: no.
+    #[serde(default)]
+    pub each_shard: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]

@@ -1,11 +1,15 @@
 //! What users build and run.
 
+mod board;
 mod builder;
 mod config;
+mod each_letters;
+mod each_shard;
 mod keys;
 mod order;
 mod registry;
 mod running;
+mod shard_writers;
 mod status;
 pub(crate) mod stored;
 mod workers;
@@ -14,14 +18,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::control::drain::Drained;
+pub(crate) use board::{Board, Fate};
 pub use builder::{Pipeline, PipelineBuilder};
 pub use config::{
     CheckpointConfig, DeadLetterConfig, KeepName, MappingConfig, MetricsConfig, PipelineConfig, PipelineSection,
 };
+pub(crate) use each_shard::{halted as halted_shards, refuse_each_shard};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;
 pub use running::{Monitor, RunningPipeline};
+pub use shard_writers::ShardWriters;
 pub(crate) use status::{Known, Shared, Watermark};
 pub use status::{PartitionState, Phase, ShardPhase, ShardState, SnapshotState, Status};
 
@@ -75,6 +82,45 @@ pub enum RunMode {
     RetryDlq,
     /// Tries every open letter again, once, and ends. Nothing is read from the source.
     RetryAllDlq,
+    /// Where each shard has a pipeline of its own: those that did not fail.
+    ResumeSuccess,
+    /// There: those that failed, from the start of the window in which they did, without the changes
+    /// that were applied.
+    ResumeFailed,
+    /// There: those that an operator has marked with [`Pipeline::reprocess`].
+    Reprocess,
+    /// There: all shards, also those that appear later, as [`RunMode::Regular`] does.
+    ResumeAll,
+}
+
+impl RunMode {
+    /// Its name in the configuration file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Regular => "regular",
+            Self::RetryDlq => "retry_dlq",
+            Self::RetryAllDlq => "retry_all_dlq",
+            Self::ResumeSuccess => "resume_success",
+            Self::ResumeFailed => "resume_failed",
+            Self::Reprocess => "reprocess",
+            Self::ResumeAll => "resume_all",
+        }
+    }
+
+    /// Whether it tries dead letters again and ends.
+    pub const fn replays(self) -> bool {
+        matches!(self, Self::RetryDlq | Self::RetryAllDlq)
+    }
+
+    /// Whether it chooses shards, where each has a pipeline of its own. [`RunMode::Regular`] takes all.
+    pub const fn chooses_shards(self) -> bool {
+        matches!(self, Self::ResumeSuccess | Self::ResumeFailed | Self::Reprocess | Self::ResumeAll)
+    }
+
+    /// Whether it takes every shard, also one that appears later.
+    pub(crate) const fn takes_all(self) -> bool {
+        matches!(self, Self::Regular | Self::ResumeAll)
+    }
 }
 
 /// Everything that a run needs, checked by the builder.

@@ -149,6 +149,7 @@ impl Registry {
             .create_tables(create_tables)
             .accept_lossy(LossyConsent::parse(&config.mapping.lossy)?)
             .mode(p.mode)
+            .each_shard(p.each_shard)
             .on_rejected(config.dead_letters.on_rejected)
             .classes(Classes::new(std::mem::take(&mut config.dead_letters.classes))?)
             .keep_left_out(config.dead_letters.keeps(KeepName::Filtered), config.dead_letters.keeps(KeepName::Skip))

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Drained, Phase, Shared, Spec, Status};
+use super::{Board, Drained, Phase, Shared, Spec, Status};
 use crate::control::drain::Drain;
 use crate::error::{Error, Result};
 use crate::metrics::Health;
@@ -39,6 +39,8 @@ use crate::metrics::Health;
 pub struct RunningPipeline {
     pub(super) spec: Arc<Spec>,
     pub(super) shared: Arc<Shared>,
+    /// Its shards, where each has a pipeline of its own.
+    pub(super) board: Option<Arc<Board>>,
     pub(super) stop: CancellationToken,
     pub(super) task: Option<JoinHandle<Result<()>>>,
     pub(super) retention: Option<JoinHandle<()>>,
@@ -48,14 +50,26 @@ pub struct RunningPipeline {
 /// Tells the status of a running pipeline, and drains it; it does not keep it running.
 #[derive(Debug, Clone)]
 pub struct Monitor {
-    spec: Arc<Spec>,
-    shared: Arc<Shared>,
+    pub(super) spec: Arc<Spec>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) board: Option<Arc<Board>>,
 }
 
 impl Monitor {
     /// How far it is, now. Cheap.
     pub fn status(&self) -> Status {
-        self.shared.status(&self.spec.name, self.spec.source.as_ref())
+        let status = self.shared.status(&self.spec.name, self.spec.source.as_ref());
+        match &self.board {
+            Some(board) => board.status(status),
+            None => status,
+        }
+    }
+
+    /// Whether the target has everything that is on the source now.
+    pub(crate) async fn has_all(&self) -> Result<bool> {
+        let Some(marker) = self.spec.source.marker() else { return Ok(false) };
+        let mut drain = Drain::new(marker.mark().await?, self.spec.source.info().order);
+        Ok(drain.see(self.shared.watermarks().borrow().durable.clone()))
     }
 
     /// Whether the data path lives: neither the source nor the target may be silent for longer than
@@ -75,6 +89,9 @@ impl Monitor {
     /// # Errors
     /// If the source cannot mark its present, or the pipeline ends meanwhile.
     pub async fn drain(&self, deadline: Option<Duration>) -> Result<Drained> {
+        if let Some(board) = &self.board {
+            return board.drain(&self.shared, deadline).await;
+        }
         let source = self.spec.source.as_ref();
         let name = source.info().name;
         let marker = source
@@ -116,7 +133,7 @@ impl Monitor {
 impl RunningPipeline {
     /// How far it is, now. Cheap.
     pub fn status(&self) -> Status {
-        self.shared.status(&self.spec.name, self.spec.source.as_ref())
+        self.monitor().status()
     }
 
     /// Marks the present on the source and waits until everything committed before is durable in
@@ -153,7 +170,7 @@ impl RunningPipeline {
 
     /// A handle that tells the status while this one is busy.
     pub fn monitor(&self) -> Monitor {
-        Monitor { spec: Arc::clone(&self.spec), shared: Arc::clone(&self.shared) }
+        Monitor { spec: Arc::clone(&self.spec), shared: Arc::clone(&self.shared), board: self.board.clone() }
     }
 
     /// A token that stops it when cancelled: for signal handlers, which a library does not install.

@@ -133,8 +133,26 @@ pub enum ShardPhase {
     Running,
     /// It has refused a change: all later ones of it wait in the dead-letter store.
     Waiting,
-    /// It does not answer: its changes are parked in the dead-letter store.
+    /// It does not answer: its changes are parked in the dead-letter store. Where each shard has a pipeline of
+    /// its own: that ended by an error.
     Halted,
+    /// Where each shard has a pipeline of its own: that was stopped in an orderly way.
+    Stopped,
+    /// There: an operator has marked it, for a run of the mode `reprocess`.
+    Reprocess,
+}
+
+impl ShardPhase {
+    /// Its name, as in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Halted => "halted",
+            Self::Stopped => "stopped",
+            Self::Reprocess => "reprocess",
+        }
+    }
 }
 
 /// How far a shard is.
@@ -157,6 +175,11 @@ pub struct ShardState {
 }
 
 impl ShardState {
+    /// Of a shard of which nothing is known yet.
+    pub(super) fn unknown() -> Self {
+        Self::new(None, false, Counters::default(), OpenLetters::default(), None)
+    }
+
     fn new(
         halted: Option<String>,
         waits: bool,
@@ -194,6 +217,39 @@ pub(crate) struct Known<'a> {
     pub(crate) letters: BTreeMap<String, OpenLetters>,
     /// Those whose changes wait behind letters.
     pub(crate) waits: Vec<bool>,
+}
+
+impl Status {
+    /// Of a pipeline of which nothing is known but its name.
+    pub(super) fn unknown(pipeline: &str) -> Self {
+        Self {
+            pipeline: pipeline.to_owned(),
+            phase: Phase::Stopped,
+            last_seen: None,
+            epoch: 0,
+            safe_time: None,
+            lag_seconds: None,
+            lag_bytes: None,
+            lag_changes: 0,
+            skew_seconds: None,
+            counters: Counters::default(),
+            dead_letters_open: 0,
+            retention: None,
+            snapshot: None,
+            partitions: BTreeMap::new(),
+            shards: BTreeMap::new(),
+            identity: SourceIdentity::default(),
+            last_error: None,
+            last_error_kind: None,
+            failures: 0,
+        }
+    }
+
+    /// With this safe time, and what follows from it.
+    pub(super) fn with_safe_time(self, safe_time: Option<Timestamp>) -> Self {
+        let skew_seconds = skew_seconds(&self.partitions);
+        Self { safe_time, lag_seconds: lag_seconds(safe_time), skew_seconds, ..self }
+    }
 }
 
 /// How far a snapshot is.
@@ -394,6 +450,18 @@ impl Shared {
             s.dead_letters_open = now.durable.dead_letters_open;
         });
         self.watermark.send_replace(now);
+    }
+
+    /// How far the parts of this run are together: the figures of the whole.
+    pub(crate) fn told(&self, status: &Status) {
+        self.measure(|m| {
+            m.epoch(status.epoch);
+            m.counters(&status.counters);
+            m.watermark(status.safe_time, status.lag_changes, status.dead_letters_open, status.partitions.len());
+            status.shards.iter().for_each(|(name, state)| m.shard(name, state));
+        });
+        // Whether it lives depends on it.
+        self.with(|s| s.lag_changes = status.lag_changes);
     }
 
     /// Changes received and not yet applied.

@@ -16,6 +16,7 @@ mod replay;
 mod retry;
 mod saver;
 mod session;
+mod shard_writers;
 mod shards;
 mod snapshot;
 mod stream;
@@ -37,6 +38,7 @@ pub(crate) use letters::{LetterPolicy, OpenLetters};
 pub(crate) use reader::Transforms;
 pub use retry::RetryLimits;
 pub(crate) use session::{merge_progress, transformed};
+pub(crate) use shard_writers::{write_each, write_shards};
 pub(crate) use shards::leave_alone;
 pub(crate) use tally::{TALLY, Tally};
 pub(crate) use verify::verify;
@@ -44,7 +46,7 @@ pub(crate) use workers::change_record;
 
 use crate::control::pause::{Pause, Step};
 use crate::error::{Error, Result};
-use crate::pipeline::{Phase, Role, RunMode, Shared, SnapshotMode, Spec};
+use crate::pipeline::{Phase, Role, Shared, SnapshotMode, Spec};
 use retry::{Decision, Retry};
 use session::Session;
 
@@ -205,7 +207,7 @@ async fn attempt(
     if let Some(ready) = ready.take() {
         let _ = ready.send(Ok(()));
     }
-    if spec.mode != RunMode::Regular {
+    if spec.mode.replays() {
         return replay::replay(session, shared).await;
     }
     let copied = snapshot::copy(&mut session, shared, stop).await?;

@@ -12,7 +12,7 @@ use crate::dead_letter::DeadLetter;
 use crate::error::{Error, Result};
 use crate::mapping::preflight::Preflight;
 use crate::model::{BatchBuilder, Checkpoint, Counters, Op, PartitionId, Position, Progress, TableSchema, Transaction};
-use crate::pipeline::{Role, Shared, Spec};
+use crate::pipeline::{Role, Shared, Spec, refuse_each_shard};
 use crate::sink::{Claim, Lane, LaneProgress, LanePurpose};
 
 /// A pipeline that this run owns, checked and ready to copy and to stream.
@@ -42,6 +42,9 @@ impl Session {
         let lanes = spec.lanes();
         let begun = !keeper.checkpoint.identity.0.is_empty();
         let mut reach = Reach::new(spec, shared, begun);
+        if !begun && spec.role == Role::Whole {
+            refuse_each_shard(spec).await?;
+        }
         let before = match (spec.sink.sharded(), spec.sink.progress()) {
             (Some(sharded), _) => {
                 let read = sharded.read_each(&spec.name).await;

@@ -7,6 +7,7 @@ pub(crate) mod drain;
 pub(crate) mod init;
 pub(crate) mod man;
 pub(crate) mod pause;
+pub(crate) mod reprocess;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod strip;

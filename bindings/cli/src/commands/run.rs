@@ -27,7 +27,8 @@ pub(crate) async fn run(file: &Path, how: How) -> Result<u8> {
     let exporter = exporter(how.metrics, config.metrics.take()).await?;
     let until_drained = how.until_drained;
     let pipeline = load::pipeline_of(file, config)?;
-    let replays = pipeline.mode() != RunMode::Regular;
+    let mode = pipeline.mode();
+    let replays = mode.replays();
     let listen = |kind| signal(kind).map_err(|e| Error::fatal("cannot listen for signals").because(e));
     let (mut interrupted, mut terminated) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let mut running = tokio::select! {
@@ -55,9 +56,9 @@ pub(crate) async fn run(file: &Path, how: How) -> Result<u8> {
                     Ok(_) => running.stop().await,
                     Err(_) => running.wait().await,
                 };
-                ended.and(drained.map(Some))
+                (ended, drained.map(Some))
             } else {
-                running.wait().await.map(|()| None)
+                (running.wait().await, Ok(None))
             }
         };
         tokio::pin!(work);
@@ -76,17 +77,34 @@ pub(crate) async fn run(file: &Path, how: How) -> Result<u8> {
     };
     progress.show(&shown.status())?;
     progress.end();
-    match result {
+    let (ended, drained) = result;
+    ended?;
+    match drained {
         Ok(Some(drained)) if !drained.drained => code = still_open(file, drained.dead_letters_open),
-        Ok(Some(_)) if how.json => {}
+        Ok(_) if how.json && !replays => {}
+        Ok(Some(_)) if mode.chooses_shards() && shown.status().shards.is_empty() => say(nothing_for(mode)),
+        Ok(Some(_)) if mode.chooses_shards() => {
+            let shards: Vec<String> = shown.status().shards.into_keys().collect();
+            say(format_args!("drained: everything that was in the files is in {}", shards.join(", ")));
+        }
         Ok(Some(_)) => say("drained: everything committed before the start of the drain is in the target"),
         Ok(None) if replays => code = replayed(file, &shown.status(), how.json),
+        Ok(None) if mode.chooses_shards() && shown.status().shards.is_empty() => say(nothing_for(mode)),
         Ok(None) => {}
         // Asked to stop while it waited for the drain: an orderly end too.
         Err(_) if stopping => {}
         Err(e) => return Err(e),
     }
     Ok(code)
+}
+
+/// A run whose mode took no shard.
+fn nothing_for(mode: RunMode) -> &'static str {
+    match mode {
+        RunMode::ResumeFailed => "nothing to do: no shard has failed",
+        RunMode::Reprocess => "nothing to do: no shard is marked; `anabranch reprocess` marks one",
+        _ => "nothing to do: there is no such shard",
+    }
 }
 
 /// Listens where the command line, or else the configuration, says.

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::time::Duration;
 
-use anabranch::pipeline::{Phase, ShardPhase, Status};
+use anabranch::pipeline::{Phase, Status};
 use anabranch::yugabyte::xcluster::{self, YbAdmin};
 use anabranch::{Error, Pipeline, Result, Timestamp};
 
@@ -103,14 +103,6 @@ fn seen(s: &Status) -> String {
     }
 }
 
-fn phase_of(phase: ShardPhase) -> &'static str {
-    match phase {
-        ShardPhase::Running => "running",
-        ShardPhase::Waiting => "waiting",
-        ShardPhase::Halted => "halted",
-    }
-}
-
 fn print(s: &Status) {
     let none = || "unknown".to_owned();
     say(format_args!("pipeline      {}", s.pipeline));
@@ -149,7 +141,7 @@ fn print(s: &Status) {
         let lag = shard.lag_seconds.map_or_else(none, |l| format!("{l:.1} s"));
         say(format_args!(
             "shard         {name} {}: lag {lag}, {} applied, {} stale, {} filtered, {} skipped, {} retryable, {} severe",
-            phase_of(shard.phase),
+            shard.phase.name(),
             c.applied(),
             c.stale,
             c.filtered,

@@ -158,8 +158,16 @@ class Pipeline:
         return self._with("dead_letters", keep=keep)
 
     def mode(self, mode: str) -> "Pipeline":
-        """What the run does: ``regular`` (the default), ``retry_dlq`` or ``retry_all_dlq``."""
+        """What the run does: ``regular`` (the default), ``retry_dlq`` or ``retry_all_dlq``.
+
+        With :meth:`each_shard` also which shards it takes: ``resume_success``, ``resume_failed``, ``reprocess``
+        or ``resume_all``.
+        """
         return self._with("pipeline", mode=mode)
+
+    def each_shard(self, each: bool = True) -> "Pipeline":
+        """Writes each shard of a run of window files by a pipeline of its own, which halts alone. Default: no."""
+        return self._with("pipeline", each_shard=each)
 
     def accept_lossy(self, *columns: str) -> "Pipeline":
         """Which lossy columns are accepted: ``table.column``, ``schema.table.column`` or ``type:numeric``."""
@@ -309,6 +317,14 @@ class Pipeline:
     async def resume_async(self) -> bool:
         """As :meth:`resume`."""
         return bool(await _aio.result(self._native(asyncio.get_running_loop()).set_paused(False)))
+
+    def reprocess(self, *shards: str) -> None:
+        """Marks shards for a run of the mode ``reprocess``, where each has a pipeline of its own."""
+        self._native().reprocess(shards).wait()
+
+    async def reprocess_async(self, *shards: str) -> None:
+        """As :meth:`reprocess`."""
+        await _aio.result(self._native(asyncio.get_running_loop()).reprocess(shards))
 
     def drain(self, timeout: Optional[Seconds] = None) -> Drained:
         """Waits until everything committed before now is in the target, while another process runs it."""

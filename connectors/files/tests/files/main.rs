@@ -3,6 +3,7 @@
 mod bad_input;
 mod conformance;
 mod crash;
+mod each_shard;
 mod letters;
 mod object_storage;
 mod shards;

@@ -13,40 +13,41 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
 
-const SHARDS: [&str; 3] = ["asia", "eu", "us"];
+pub(crate) const SHARDS: [&str; 3] = ["asia", "eu", "us"];
 
 /// A run with three shards, and a database for each.
-struct Story {
-    folder: Folder,
-    databases: tempfile::TempDir,
-    run: Run,
-    next: u64,
+pub(crate) struct Story {
+    pub(crate) folder: Folder,
+    pub(crate) databases: tempfile::TempDir,
+    pub(crate) run: Run,
+    pub(crate) next: u64,
 }
 
 impl Story {
-    async fn begin() -> Self {
+    pub(crate) async fn begin() -> Self {
         let folder = Folder::new();
         let run = Run::begin(&folder.files, 1).await;
         let story = Self { folder, databases: tempfile::tempdir().unwrap(), run, next: 1 };
-        for shard in SHARDS {
-            story
-                .database(shard)
-                .execute_batch("CREATE TABLE orders (id INTEGER PRIMARY KEY, body TEXT, extra BLOB)")
-                .unwrap();
-        }
+        SHARDS.iter().for_each(|shard| story.table(shard));
         story
     }
 
-    fn database(&self, shard: &str) -> Connection {
+    /// The table of a shard.
+    pub(crate) fn table(&self, shard: &str) {
+        let sql = "CREATE TABLE orders (id INTEGER PRIMARY KEY, body TEXT, extra BLOB)";
+        self.database(shard).execute_batch(sql).unwrap();
+    }
+
+    pub(crate) fn database(&self, shard: &str) -> Connection {
         Connection::open(self.path(shard)).unwrap()
     }
 
-    fn path(&self, shard: &str) -> PathBuf {
+    pub(crate) fn path(&self, shard: &str) -> PathBuf {
         self.databases.path().join(format!("{shard}.db"))
     }
 
     /// Two windows with two transactions each, of all shards.
-    async fn write(&mut self) {
+    pub(crate) async fn write(&mut self) {
         for _ in 0..4 {
             let n = self.next;
             self.next += 1;
@@ -89,24 +90,24 @@ impl Story {
         running.await.unwrap()
     }
 
-    fn ids(&self, shard: &str) -> Vec<i64> {
+    pub(crate) fn ids(&self, shard: &str) -> Vec<i64> {
         let database = self.database(shard);
         let mut select = database.prepare("SELECT id FROM orders WHERE id > 0 ORDER BY id").unwrap();
         select.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    fn all(&self) -> Vec<i64> {
+    pub(crate) fn all(&self) -> Vec<i64> {
         (1..self.next as i64).collect()
     }
 
     /// A row that is in the way of transaction 6, the second of its window.
-    fn spoil(&self, shard: &str) {
+    pub(crate) fn spoil(&self, shard: &str) {
         let sql =
             "CREATE UNIQUE INDEX one ON orders (body); INSERT INTO orders VALUES (-6, 'row \"6\"' || char(10), NULL)";
         self.database(shard).execute_batch(sql).unwrap();
     }
 
-    fn mend(&self, shard: &str) {
+    pub(crate) fn mend(&self, shard: &str) {
         self.database(shard).execute_batch("DELETE FROM orders WHERE id < 0").unwrap();
     }
 }
@@ -178,8 +179,7 @@ async fn all_shards_are_resumed_and_new_ones_found() {
     let stop = CancellationToken::new();
     let (writers, stopper) = (story.writers(RunMode::ResumeAll), stop.clone());
     let running = tokio::spawn(async move { writers.run(stopper).await.unwrap() });
-    let database = Connection::open(story.path("new")).unwrap();
-    database.execute_batch("CREATE TABLE orders (id INTEGER PRIMARY KEY, body TEXT, extra BLOB)").unwrap();
+    story.table("new");
     let n = story.next;
     story.run.write(&[tx(n, 5 * n as i64, &[(1, Some("new"))])]).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
