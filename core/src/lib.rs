@@ -79,7 +79,7 @@ pub use sink::{
     SinkWriter, Written,
 };
 pub use source::{
-    ChangeReader, Chunk, HEARTBEAT, Marker, Next, Retention, RetentionLeft, Snapshot, Snapshotter, Source, SourceInfo,
+    ChangeReader, ChangedRows, Chunk, GoesOn, HEARTBEAT, Marker, Next, Retention, RetentionLeft, Snapshot, Snapshotter, Source, SourceInfo,
     SourceOrder, StartFrom,
 };
 pub use transform::Transform;
