@@ -40,7 +40,7 @@ fn pipeline(source: &str, target: &dyn Target, consistency: Consistency) -> Stri
     format!(
         "[mapping]\nlossy = {lossy:?}\n\n[pipeline]\nname = \"crash\"\norder = \"{order}\"\n\n\
          [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"workload\"\nslot = \"workload\"\n\
-         snapshot = \"initial\"\n\n[sink]\n{sink}{transforms}"
+         snapshot = \"initial\"\nchunk_pages = 1\n\n[sink]\n{sink}{transforms}"
     )
 }
 

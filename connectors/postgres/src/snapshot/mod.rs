@@ -5,8 +5,8 @@
 //! every later change and leaves out, table by table, the earlier ones. How an interrupted copy goes on
 //! is told in [`resume`].
 
-pub(crate) mod chunk;
 mod changed;
+pub(crate) mod chunk;
 mod fingerprint;
 mod keys;
 mod plan;

@@ -157,14 +157,12 @@ async fn copy_all(
     let is_done = |c: &Chunk| done.get(&c.table).is_some_and(|t| t.done_chunks.contains(&c.index));
     let left = snapshot.chunks().iter().filter(|c| !is_done(c)).cloned();
     let (changed, others): (Vec<Chunk>, Vec<Chunk>) = left.partition(|c| resumed.changed.contains_key(&c.table));
-    let of_changed = |chunks: fn(&ChangedRows) -> &Vec<Chunk>| resumed.changed.values().flat_map(chunks).cloned().collect();
+    let of_changed =
+        |chunks: fn(&ChangedRows) -> &Vec<Chunk>| resumed.changed.values().flat_map(chunks).cloned().collect();
     // Each pass is durable before the next begins. Those over changed rows have one lane, for they
     // touch rows all over the table: two of them could wait for each other's locks.
-    let passes = [
-        (Pass::Keys, of_changed(|c| &c.keys)),
-        (Pass::Changed, changed),
-        (Pass::Rows, of_changed(|c| &c.rows)),
-    ];
+    let passes =
+        [(Pass::Keys, of_changed(|c| &c.keys)), (Pass::Changed, changed), (Pass::Rows, of_changed(|c| &c.rows))];
     for (pass, chunks) in passes {
         if !run(session, snapshot, pass, chunks, shared, stop).await? {
             return Ok(false);

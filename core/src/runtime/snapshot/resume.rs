@@ -105,8 +105,8 @@ async fn obstacle(session: &Session, table: &TableName, before: &TableSnapshot) 
 /// Tells a target table, with its columns and key, from another. FNV-1a, which is the same in every version.
 pub(super) fn digest(table: &TableSchema) -> String {
     let text = serde_json::to_string(table).unwrap_or_default();
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}")
 }
