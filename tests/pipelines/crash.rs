@@ -60,7 +60,7 @@ async fn run(
     let mut runner = Runner::new(program, &pipeline(&server.url(DB), target.as_ref(), consistency))?;
     runner.keep_running();
     if consistency == Consistency::PerKey || target.is_slow() {
-        // A copy that is killed empties the tables and begins again: by key that looks like a loss.
+        // A copy that is killed removes rows, or empties tables, before it goes on: by key that looks like a loss.
         // Kills in the copy are for the runs that know when the first load is complete.
         runner.streams().await?;
     }

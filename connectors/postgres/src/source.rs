@@ -53,7 +53,7 @@ pub struct Postgres {
 }
 
 /// 64 MiB: large enough to make a connection for each chunk cheap, small enough to copy a large table
-/// in parallel and to lose little when a copy is interrupted. Pages of 8 KiB.
+/// in parallel and to read little twice when a copy is interrupted. Pages of 8 KiB.
 const CHUNK_PAGES: u32 = 8192;
 
 impl Postgres {
