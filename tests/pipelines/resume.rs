@@ -68,10 +68,16 @@ async fn a_copy_that_is_interrupted_at_every_step_goes_on() -> Tested {
     let Some(mut bed) = Bed::start(Side::sqlite()?).await? else { return Ok(()) };
     bed.anew().await?;
     bed.interrupted(1, 6, Fault::Fail(ErrorKind::Fatal)).await?;
-    let mut step = 1;
+    let mut step: usize = 1;
     // In the removal of keys, in the chunks, in the rows that come back: each run does one more write.
     while !bed.table("docs").await?.finished {
-        bed.change(&[CHANGES[step % 2 * 6], "UPDATE docs SET n = n + 1 WHERE id % 3 = 1"])?;
+        // Other rows each time: those of the times before must be found again.
+        let changes = [
+            format!("UPDATE docs SET n = n + 1 WHERE id % 40 = {step}"),
+            format!("UPDATE docs SET id = id + 10000 WHERE id % 40 = {step} + 20 AND id < 10000"),
+            format!("DELETE FROM docs WHERE id = {step}"),
+        ];
+        bed.change(&changes.each_ref().map(String::as_str))?;
         let kind = if step % 2 == 0 { Fault::Fail(ErrorKind::Fatal) } else { Fault::DoneThenFail(ErrorKind::Fatal) };
         bed.runs(1, Some((step as u64, kind))).await?;
         step += 1;

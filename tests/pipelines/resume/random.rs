@@ -64,12 +64,14 @@ async fn round(bed: &mut Bed, rng: &mut StdRng) -> Tested<bool> {
     bed.anew().await?;
     let mut went_on = false;
     // The chunks of all tables are about fifty.
-    for _ in 0..rng.random_range(1..5) {
+    for n in 0..rng.random_range(2..6) {
         let workers = rng.random_range(1..4);
         let before = bed.table("docs").await.unwrap_or_default();
+        // First in the middle of `docs`, which has about twenty chunks; then wherever it goes on.
+        let write = if n == 0 { rng.random_range(2..22) } else { rng.random_range(1..16) };
         let kind =
             if rng.random_bool(0.5) { Fault::Fail(ErrorKind::Fatal) } else { Fault::DoneThenFail(ErrorKind::Fatal) };
-        let interrupted = bed.runs(workers, Some((rng.random_range(1..40), kind))).await?;
+        let interrupted = bed.runs(workers, Some((write, kind))).await?;
         let now = bed.table("docs").await?;
         went_on |= before.done > 0 && !before.finished && now.rows > before.rows && now.done >= before.done;
         if now.finished && !before.finished {
