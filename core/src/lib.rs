@@ -81,8 +81,8 @@ pub use sink::{
     SinkWriter, Written,
 };
 pub use source::{
-    ChangeReader, Chunk, HEARTBEAT, Marker, Next, Retention, RetentionLeft, Snapshot, Snapshotter, Source, SourceInfo,
-    SourceOrder, StartFrom,
+    ChangeReader, ChangedRows, Chunk, GoesOn, HEARTBEAT, Marker, Next, Retention, RetentionLeft, Snapshot, Snapshotter,
+    Source, SourceInfo, SourceOrder, StartFrom,
 };
 pub use transform::Transform;
 pub use verifier::{MAX_KEYS, RowReader, Verifier};

@@ -94,7 +94,9 @@ pub struct Lane {
 pub enum LanePurpose {
     /// Units of the stream, with progress.
     Stream,
-    /// Chunks of a snapshot, without progress; still fenced by the epoch.
+    /// Chunks of a snapshot, without progress; still fenced by the epoch. Inserts, of rows that may be
+    /// there already; deletes only into tables of which the sink says that it
+    /// [`resumes_copies`](crate::TargetSchema::resumes_copies).
     Snapshot,
 }
 

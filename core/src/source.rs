@@ -180,6 +180,9 @@ pub trait Snapshotter: Send + Sync {
     /// brings every change since the first [`Snapshotter::begin`], and rows are not bound to one
     /// point. `tables` are those that are not finished, `before` is how far each was planned and
     /// copied; the chunks that it has are not copied again, so the same ones must be planned.
+    /// [`Snapshot::goes_on`] tells of each table how it goes on.
+    ///
+    /// It may take long: it may be dropped, and is called again at the next start.
     ///
     /// `None`, the default: the interrupted tables are emptied, and [`Snapshotter::begin`] is called.
     async fn resume(
@@ -200,9 +203,53 @@ pub trait Snapshot: Send + Sync {
     /// The chunks, in the order to copy them.
     fn chunks(&self) -> &[Chunk];
 
-    /// A reader of one chunk, which must be one of [`Snapshot::chunks`]; several are open at a time.
-    /// Its batches are inserts of one table; it closes without children.
+    /// A reader of one chunk, which must be one of [`Snapshot::chunks`] or of [`Snapshot::goes_on`];
+    /// several are open at a time. Its batches are inserts of one table, and those of
+    /// [`ChangedRows::keys`] are deletes; it closes without children.
     async fn open(&self, chunk: &Chunk) -> Result<Box<dyn ChangeReader>>;
+
+    /// What [`Snapshotter::resume`] needs to know of how a table was planned, to go on with it: kept as
+    /// [`TableSnapshot::plan`] until the table is copied.
+    fn plan(&self, _table: &TableName) -> Option<String> {
+        None
+    }
+
+    /// How the interrupted copy of a table goes on; asked of what [`Snapshotter::resume`] gave, for the
+    /// tables of which a copy was planned before.
+    fn goes_on(&self, _table: &TableName) -> GoesOn {
+        GoesOn::AsItWas
+    }
+}
+
+/// How a copy that was interrupted goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GoesOn {
+    /// The chunks that are left are copied. The table keeps its point: the stream brings all that
+    /// changed since, and rows are not bound to one point.
+    AsItWas,
+    /// What was copied stays, but for the rows that changed since the table's point, which are copied
+    /// under the new one. Then the whole table is as it was at the new point.
+    ///
+    /// The table keeps its old point until it is whole: a copy that is interrupted again asks again for
+    /// everything that changed since then, whatever of this was done.
+    But(ChangedRows),
+    /// It is emptied and copied whole, under the new point.
+    Anew,
+}
+
+/// The rows of a table that changed since a part of it was copied.
+///
+/// Each row of the table at the new point is in a chunk that was copied before and unchanged since, in
+/// a chunk that was not, or in `rows`. Some are in two of these, or in the target already (a chunk may
+/// be durable and not recorded): they are the same there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangedRows {
+    /// Deletes of every key that a changed row has now or had since then, wherever it lies. Some are
+    /// not in the target. All are applied before any row is copied: until then a unique value that
+    /// moved between rows may be in the way.
+    pub keys: Vec<Chunk>,
+    /// The rows that have these keys at the new point. Copied last.
+    pub rows: Vec<Chunk>,
 }
 
 /// A part of a table.

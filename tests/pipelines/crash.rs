@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anabranch_servers::PgVersion;
+use anabranch_testkit::generators::Dice;
 use anabranch_testkit::history::{Consistency, Options};
 
 use super::ending::Ending;
@@ -38,7 +39,7 @@ fn pipeline(source: &str, target: &dyn Target, consistency: Consistency) -> Stri
     format!(
         "[mapping]\nlossy = {lossy:?}\n\n[pipeline]\nname = \"crash\"\norder = \"{order}\"\n\n\
          [source]\ntype = \"postgres\"\nurl = \"{source}\"\npublication = \"workload\"\nslot = \"workload\"\n\
-         snapshot = \"initial\"\n\n[sink]\n{sink}{transforms}"
+         snapshot = \"initial\"\nchunk_pages = 1\n\n[sink]\n{sink}{transforms}"
     )
 }
 
@@ -58,7 +59,7 @@ async fn run(
     let mut runner = Runner::new(program, &pipeline(&server.url(DB), target.as_ref(), consistency))?;
     runner.keep_running();
     if consistency == Consistency::PerKey || target.is_slow() {
-        // A copy that is killed empties the tables and begins again: by key that looks like a loss.
+        // A copy that is killed removes rows, or empties tables, before it goes on: by key that looks like a loss.
         // Kills in the copy are for the runs that know when the first load is complete.
         runner.streams().await?;
     }
@@ -79,6 +80,53 @@ async fn run(
     let committed = writers.stop().await?;
     let target = target.as_ref();
     Ending { name, seed, faults: &faults, runner: &mut runner, target, watcher, committed, states }.finish().await
+}
+
+/// Kills the command in the middle of the first copy, again and again, while its rows change.
+async fn run_copy(name: &str, version: PgVersion, target: Option<Arc<dyn Target>>) -> Tested {
+    const GOES_ON: &str = "its interrupted copy goes on";
+    let options = Options { nonfinite: false, rows: 3000 };
+    let (Some(program), Some(target)) = (runner::command(), target) else { return Ok(()) };
+    let seed = config::seed(name);
+    let Some(server) = source::start(version, seed, options).await? else { return Ok(()) };
+    let writers = Writers::start(&server, seed, options, 2, Duration::from_millis(10));
+    let mut runner = Runner::new(program, &pipeline(&server.url(DB), target.as_ref(), Consistency::Prefix))?;
+    runner.keep_running();
+    let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
+    let (mut kills, mut dice) = (0_usize, Dice::new(seed));
+    let deadline = Instant::now() + PATIENCE;
+    // Until it went on a few times, or the copy is done in spite of it all.
+    while runner.printed(GOES_ON) < 5 && watcher.states() == 0 && !runner.gave_up() && Instant::now() < deadline {
+        // Longer and longer: a loaded machine takes its time to start one.
+        tokio::time::sleep(Duration::from_millis(200 + dice.below(300 + 60 * kills) as u64)).await;
+        kills += usize::from(runner.kill().await?);
+    }
+    let committed = writers.stop().await?;
+    runner.stop().await?;
+    if let Err(e) = runner.drain().await {
+        println!("{name}, SEED={seed}, {kills} kills: {e}\nits log:\n{}", runner.log());
+        return Err(e);
+    }
+    let report = watcher.finish().await?;
+    println!("{name}: {report}; {kills} kills, {} copies of tables went on", runner.printed(GOES_ON));
+    assert!(committed <= report.commits as u64, "{name}: the source itself lost commits: {committed}, {report}");
+    assert!(report.is_clean(), "{name}: {report}\n{}", runner.log());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_copy_to_sqlite_survives_kills() -> Tested {
+    run_copy("copy to sqlite", PgVersion::V18, dynamic(Some(SqliteTarget::start()?))).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_copy_to_postgres_survives_kills() -> Tested {
+    run_copy("copy to postgres", PgVersion::V15, dynamic(PgTarget::start(PgVersion::V18)?)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_copy_to_mariadb_survives_kills() -> Tested {
+    run_copy("copy to mariadb", PgVersion::V18, dynamic(MariaTarget::start(true)?)).await
 }
 
 fn dynamic<T: Target + 'static>(target: Option<T>) -> Option<Arc<dyn Target>> {

@@ -12,6 +12,7 @@ mod fan_out;
 mod faults;
 #[cfg(feature = "spanner")]
 mod proxy;
+mod resume;
 mod runner;
 mod safe_time;
 mod source;

@@ -105,6 +105,11 @@ impl Runner {
         }
     }
 
+    /// How often it printed this, over all its starts.
+    pub(super) fn printed(&self, text: &str) -> usize {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default().matches(text).count()
+    }
+
     /// The last lines that the command printed, over all its starts.
     pub(super) fn log(&self) -> String {
         let text = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
@@ -117,6 +122,7 @@ fn start(program: &Path, folder: &Path, options: &[&str]) -> Tested<Child> {
     let log = File::options().create(true).append(true).open(folder.join("log"))?;
     let mut command = Command::new(program);
     command.arg("run").arg(folder.join("pipeline.toml")).args(options).current_dir(folder).env("NO_COLOR", "1");
+    command.env("ANABRANCH_LOG", "warn,anabranch_core::runtime::snapshot=info");
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
     Ok(command.spawn()?)
 }

@@ -383,6 +383,14 @@ impl TargetSchema for MySql {
         }
     }
 
+    /// Foreign keys do not act in these sessions. Triggers do.
+    async fn resumes_copies(&self, name: &TableName) -> Result<bool> {
+        let mut link = self.kept().take(self.connector()).await?;
+        let found = described(&mut link, &name.name).await;
+        self.kept().put(link).await;
+        Ok(rights::told(found)?.is_some_and(|table| table.triggers.is_empty()))
+    }
+
     async fn is_empty(&self, name: &TableName) -> Result<bool> {
         let mut link = self.kept().take(self.connector()).await?;
         let sql = format!("SELECT 1 FROM {} LIMIT 1", quote(&name.name));

@@ -22,6 +22,8 @@ pub(crate) struct CatalogTable {
     pub(crate) identity: u8,
     /// The publication's row filter, as SQL.
     pub(crate) filter: Option<String>,
+    /// Its rows lie in its partitions.
+    pub(crate) partitioned: bool,
 }
 
 impl CatalogTable {
@@ -89,6 +91,7 @@ fn table(columns: &[Row], keys: &HashMap<(u32, bool), Vec<i16>>, types: &Types) 
         types: columns.iter().map(|c| (c.get("atttypid"), c.get("atttypmod"))).collect(),
         identity,
         filter: first.get("rowfilter"),
+        partitioned: first.get::<_, i8>("relkind") as u8 == b'p',
     }
 }
 
@@ -121,7 +124,7 @@ pub(crate) async fn type_names(client: &Client, types: &[(u32, i32)]) -> Result<
 /// view of version 15 lists them.
 fn columns_of(tables: &str) -> String {
     format!(
-        "SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident, p.rowfilter,
+        "SELECT c.oid, n.nspname::text, c.relname::text, c.relreplident, c.relkind, p.rowfilter,
                 a.attnum, a.attname::text, a.atttypid, a.atttypmod, a.attnotnull, a.attgenerated,
                 pg_catalog.format_type(a.atttypid, a.atttypmod) AS native
          FROM ({tables}) AS p(oid, attnames, rowfilter)

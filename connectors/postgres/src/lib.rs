@@ -4,7 +4,7 @@
 //! source.rs    Postgres: the publication and slot to read      config.rs  its keys
 //! setup/       checks at every start, and what they create
 //! reader/      the stream: messages to batches, safe time, schema changes
-//! snapshot/    copies of tables under one exported snapshot
+//! snapshot/    copies of tables under one exported snapshot; how those that were interrupted go on
 //! decode/      bytes to messages, without a socket
 //! wire/        the replication connection
 //! sink/        PostgresSink: net effects in bulk, progress in the same transaction

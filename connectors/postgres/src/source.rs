@@ -53,7 +53,7 @@ pub struct Postgres {
 }
 
 /// 64 MiB: large enough to make a connection for each chunk cheap, small enough to copy a large table
-/// in parallel and to lose little when a copy is interrupted. Pages of 8 KiB.
+/// in parallel and to read little twice when a copy is interrupted. Pages of 8 KiB.
 const CHUNK_PAGES: u32 = 8192;
 
 impl Postgres {
@@ -188,14 +188,20 @@ impl Postgres {
         catalog::planned(&client, &publication::table_names(&self.tables)?).await
     }
 
+    /// As the stream is read.
     fn start_replication(&self, at: Lsn, version: u32) -> String {
+        self.read_slot(at, version, self.origin, self.streaming)
+    }
+
+    /// Reads the slot from `at`, what transactions of `origin` bring.
+    pub(crate) fn read_slot(&self, at: Lsn, version: u32, origin: OriginFilter, streaming: bool) -> String {
         // The option's value is itself a list of quoted names.
         let publication = sql::literal(&sql::ident(&self.publication));
-        let origin = match self.origin {
+        let origin = match origin {
             OriginFilter::None if version >= 160_000 => ", origin 'none'",
             _ => "",
         };
-        let protocol = if self.streaming { "proto_version '2', streaming 'on'" } else { "proto_version '1'" };
+        let protocol = if streaming { "proto_version '2', streaming 'on'" } else { "proto_version '1'" };
         format!(
             "START_REPLICATION SLOT {} LOGICAL {at} ({protocol}, publication_names {publication}, \
              messages 'true'{origin})",
@@ -204,7 +210,7 @@ impl Postgres {
     }
 
     /// The slot as it is, checked to reach back to `from`.
-    async fn usable_slot(&self, from: Option<Lsn>) -> Result<Slot> {
+    pub(crate) async fn usable_slot(&self, from: Option<Lsn>) -> Result<Slot> {
         let client = self.session()?.client().await?;
         let slot = slot::read(&client, &self.slot).await?;
         let Some(slot) = slot else { return Err(slot::missing(&self.slot, from)) };

@@ -230,3 +230,86 @@ async fn a_lost_snapshot_begins_again() {
     // Temporary slots go with their connections.
     while sql.query_one(slots, &[]).await.unwrap().get::<_, i64>(0) > 0 {}
 }
+
+#[tokio::test]
+async fn a_table_that_is_written_anew_in_the_middle_of_its_copy_is_noticed() {
+    let Some(server) = start(PgVersion::V18, &[]) else { return };
+    let sql = server.client().await;
+    sql.batch_execute(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);
+         INSERT INTO t SELECT i, repeat('x', 700) FROM generate_series(1, 200) i;
+         DELETE FROM t WHERE id % 2 = 0",
+    )
+    .await
+    .unwrap();
+    let (source, tables) = prepared(&server).await;
+    let snapshot = source.snapshotter().unwrap().begin(&tables).await.unwrap();
+    let chunks = snapshot.chunks();
+    assert!(chunks.len() > 2);
+    read(&*snapshot, &chunks[0]).await;
+    // Rows of later pages are on earlier ones now: to go on would leave them out.
+    sql.batch_execute("VACUUM FULL t").await.unwrap();
+    let error = snapshot.open(&chunks[1]).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Transient);
+    assert!(error.report().contains("written anew"), "{}", error.report());
+}
+
+/// A thousand rows of a hundred thousand are found by their key, without reading the table.
+#[tokio::test]
+async fn changed_rows_are_read_through_the_index() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute(
+            "CREATE EXTENSION IF NOT EXISTS citext;
+             CREATE TABLE t (a citext, b numeric(8,2), c bool, v text, PRIMARY KEY (b, a, c));
+             INSERT INTO t SELECT 'Key ' || i, i / 4.0, i % 2 = 0, repeat('x', 200) FROM generate_series(1, 20000) i",
+        )
+        .await
+        .unwrap();
+        let source = source(&server);
+        source.prepare(None).await.unwrap();
+        let tables = Source::tables(&source).await.unwrap();
+        let first = source.snapshotter().unwrap().begin(&tables).await.unwrap();
+        let name = &tables[0].name;
+        let mut before = TableSnapshot { point: first.point(), plan: first.plan(name), ..TableSnapshot::default() };
+        before.chunks = first.chunks().len() as u32;
+        before.done_chunks.insert(0);
+        drop(first);
+        sql.batch_execute(
+            "UPDATE t SET a = 'KEY ' || substr(a, 5) WHERE b < 500; UPDATE t SET v = 'y' WHERE b BETWEEN 600 AND 700;
+             DELETE FROM t WHERE b BETWEEN 800 AND 850; INSERT INTO t VALUES ('it''s \\', 0.5, true, 'new')",
+        )
+        .await
+        .unwrap();
+        let before = BTreeMap::from([(name.clone(), before)]);
+        let resumed = source.snapshotter().unwrap().resume(&tables, &before).await.unwrap().unwrap();
+        let GoesOn::But(changed) = resumed.goes_on(name) else { panic!("{:?}", resumed.goes_on(name)) };
+        let mut keys = BTreeSet::new();
+        for chunk in &changed.keys {
+            let mut reader = resumed.open(chunk).await.unwrap();
+            while let Next::Batch(batch) = reader.next().await.unwrap() {
+                for change in batch.changes() {
+                    assert_eq!((change.op(), change.old_image()), (Op::Delete, OldImage::Key));
+                    let row: Vec<_> = change.old_row().unwrap().values().take(3).map(text).collect();
+                    assert!(keys.insert(row));
+                }
+            }
+        }
+        // 1999 updates of the key, with an old and a new one each; 401, 201 and one more.
+        assert_eq!(keys.len(), 2 * 1999 + 401 + 201 + 1);
+        let started = std::time::Instant::now();
+        let mut rows = Vec::new();
+        for chunk in &changed.rows {
+            rows.extend(read(&*resumed, chunk).await);
+        }
+        println!("{version:?}: {} changed rows in {:?}", rows.len(), started.elapsed());
+        let found: BTreeSet<_> = rows.iter().map(|r| r[..3].to_vec()).collect();
+        assert_eq!((rows.len(), found.len()), (1999 + 401 + 1, rows.len()));
+        assert!(found.is_subset(&keys));
+        // Nothing was confirmed, and the slot is free.
+        let slot = "SELECT confirmed_flush_lsn::text, active FROM pg_replication_slots WHERE slot_name = 'slot'";
+        let row = sql.query_one(slot, &[]).await.unwrap();
+        assert!(!row.get::<_, bool>(1));
+    }
+}

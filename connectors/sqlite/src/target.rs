@@ -43,6 +43,12 @@ impl TargetSchema for Sqlite {
             .await
     }
 
+    /// Foreign keys do not act on these connections. Triggers do.
+    async fn resumes_copies(&self, name: &TableName) -> Result<bool> {
+        let name = name.name.clone();
+        self.shared.read(move |db| Ok(describe::table(db, &name)?.is_some_and(|table| table.triggers.is_empty()))).await
+    }
+
     async fn is_empty(&self, name: &TableName) -> Result<bool> {
         let name = name.name.clone();
         self.shared

@@ -56,6 +56,18 @@ pub trait TargetSchema: Send + Sync {
     /// Removes every row, before an interrupted copy is done again.
     async fn clear(&self, name: &TableName) -> Result<()>;
 
+    /// Whether an interrupted copy of the table may go on in its middle
+    /// ([`GoesOn::But`](crate::GoesOn::But)). A writer of [`LanePurpose::Snapshot`](crate::LanePurpose)
+    /// then takes units of deletes by key, of rows that are there and of such that are not, before it is
+    /// given rows; nothing but these rows goes with them (no cascade, no trigger); and rows that are there
+    /// already as they come are taken again.
+    ///
+    /// If not, which is the default, the table is emptied and copied whole.
+    async fn resumes_copies(&self, name: &TableName) -> Result<bool> {
+        let _ = name;
+        Ok(false)
+    }
+
     /// Whether the table has no rows.
     async fn is_empty(&self, name: &TableName) -> Result<bool>;
 }

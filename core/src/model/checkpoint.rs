@@ -203,8 +203,9 @@ pub struct SnapshotProgress {
     /// Where it stands.
     #[serde(default)]
     pub phase: SnapshotPhase,
-    /// The tables, by name. A table is copied under one point in time: a copy that was interrupted
-    /// is done again whole, under a later point.
+    /// The tables, by name. A table that is finished is copied as of one point in time. A copy that
+    /// was interrupted goes on under a later point, if the source can bring what was copied up to it;
+    /// else it is done again whole.
     #[serde(default, with = "as_list")]
     pub tables: BTreeMap<TableName, TableSnapshot>,
     /// No copy was asked for when the pipeline began: the target held the rows already. Tables that
@@ -217,6 +218,7 @@ pub struct SnapshotProgress {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TableSnapshot {
     /// The point of the copy: changes at or before it are in the copied rows, and the stream skips them.
+    /// Of a table that is not finished: the earliest point of any of its rows.
     pub point: Position,
     /// Chunks of the table.
     pub chunks: u32,
@@ -232,6 +234,23 @@ pub struct TableSnapshot {
     /// When the last chunk became durable, by the clock of the machine that copied it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// What the source needs to go on with this copy: [`Snapshot::plan`](crate::Snapshot::plan). Until
+    /// it is finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// Tells the target table, as it was planned to be written, from another. Until it is finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+}
+
+impl TableSnapshot {
+    /// Every chunk is durable, now.
+    pub(crate) fn end(&mut self) {
+        self.finished = true;
+        self.finished_at = Some(Timestamp::now());
+        self.done_chunks.clear();
+        (self.plan, self.target) = (None, None);
+    }
 }
 
 /// What was applied since the pipeline exists. Stored with the data where the sink is transactional.

@@ -26,6 +26,11 @@ impl Transforms {
         self.0.lock().is_ok_and(|transforms| transforms.is_empty())
     }
 
+    /// Whether all of them say so.
+    pub(crate) fn keep_keys(&self) -> bool {
+        self.0.lock().is_ok_and(|transforms| transforms.iter().all(|t| t.keeps_keys()))
+    }
+
     pub(crate) fn apply(&self, mut batch: ChangeBatch) -> Result<ChangeBatch> {
         let mut transforms = self.0.lock().map_err(|_| Error::fatal("a transform panicked"))?;
         for transform in transforms.iter_mut() {

@@ -161,6 +161,10 @@ impl Transform for Filter {
             Ok(())
         })
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 fn judge(conditions: &[Resolved], change: ChangeRef<'_>) -> Result<Verdict> {

@@ -203,6 +203,11 @@ impl Transform for Mask {
             }
         })
     }
+
+    /// A key is masked by its hash alone.
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -41,6 +41,17 @@ pub trait Transform: Debug + Send {
     /// [`Rejected`](crate::ErrorKind::Rejected) for data it cannot treat; [`Config`](crate::ErrorKind::Config)
     /// for a table or column that its settings name and the batch's schema does not have.
     fn apply(&mut self, batch: ChangeBatch) -> Result<ChangeBatch>;
+
+    /// Whether a row can be found in the target by its key: the table that it is in, and its key there,
+    /// depend on its table and key alone, and two keys stay two. A delete that has nothing but the key then
+    /// takes the row away, whatever else was in it; or it is left out, and no row with this key goes to
+    /// the target.
+    ///
+    /// An interrupted copy goes on in the middle of a table only if all transforms say so. The default
+    /// does not.
+    fn keeps_keys(&self) -> bool {
+        false
+    }
 }
 
 /// What a table looks like after these transforms, one after another; `None` if they leave it out.

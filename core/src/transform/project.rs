@@ -113,6 +113,10 @@ impl Transform for Project {
             }
         })
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

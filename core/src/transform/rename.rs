@@ -97,6 +97,10 @@ impl Transform for Rename {
         self.renamed = renamed;
         Ok(batch.with_schemas(schemas?))
     }
+
+    fn keeps_keys(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,15 @@ fn client(session: &Option<Session>) -> Result<(&Client, bool)> {
     session.as_ref().map(|s| (&*s.client, s.replica)).ok_or_else(|| Error::transient("the connection is gone"))
 }
 
+/// Triggers on DELETE, whose type has the bit 8 (`pg_trigger.h`), of a table and its partitions; those of
+/// foreign keys, which belong to the table that is referred to, among them.
+const ACTING_ON_DELETE: &str = "
+SELECT EXISTS (
+  SELECT FROM pg_catalog.pg_trigger t
+  WHERE (t.tgrelid = $1::text::regclass
+         OR t.tgrelid IN (SELECT relid FROM pg_catalog.pg_partition_tree($1::text::regclass)))
+    AND t.tgtype & 8 <> 0 AND t.tgenabled::text = ANY ($2))";
+
 #[async_trait]
 impl TargetSchema for Target {
     async fn describe(&self, name: &TableName) -> Result<Option<TargetTable>> {
@@ -115,6 +124,17 @@ impl TargetSchema for Target {
             .batch_execute(&format!("DELETE FROM {table}"))
             .await
             .map_err(|e| classify(e, &format!("cannot empty target table {name}")))
+    }
+
+    /// No foreign key that refers to the table, and no trigger, may act on a delete.
+    async fn resumes_copies(&self, name: &TableName) -> Result<bool> {
+        let session = self.session().await?;
+        let (client, replica) = client(&session)?;
+        let table = self.table(client, name).await?.sql();
+        let acts = if replica { ["R", "A"] } else { ["O", "A"] };
+        let what = |e| classify(e, &format!("cannot read the triggers of target table {name}"));
+        let row = client.query_one(ACTING_ON_DELETE, &[&table, &acts.as_slice()]).await.map_err(what)?;
+        Ok(!row.get::<_, bool>(0))
     }
 
     async fn is_empty(&self, name: &TableName) -> Result<bool> {

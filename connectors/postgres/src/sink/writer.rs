@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_core::net_effect::{steps, steps_in_order};
-use anabranch_core::{Error, ErrorKind, Lane, LanePurpose, Part, Result, SinkWriter, Unit, UnitKind, Written};
+use anabranch_core::{Error, ErrorKind, Lane, LanePurpose, Op, Part, Result, SinkWriter, Unit, UnitKind, Written};
 use async_trait::async_trait;
 
 use super::apply::{Applier, Tag};
@@ -310,11 +310,16 @@ async fn progress(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
 }
 
 /// Copies a unit of a snapshot. A row that is there already (the last try did commit, though its
-/// answer was lost) makes `COPY` fail: then the rows are upserted.
+/// answer was lost, or a row that changed is in two chunks of a copy that goes on) makes `COPY` fail: then the rows are upserted.
 async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &Unit) -> Result<(), Failure> {
     fence_snapshot(applier, shared, lane).await;
     savepoint(applier, unit).await;
     applier.settle().await?;
+    if unit.changes().any(|change| change.op() != Op::Insert) {
+        // A copy goes on, and rows that changed are taken out of what was copied.
+        applier.steps(&steps(unit)).await?;
+        return applier.settle().await;
+    }
     match applier.copy(unit).await {
         Ok(()) => {}
         Err(failure) if failure.next() == Next::GiveUp && !failure.is_copy_unsupported() => return Err(failure),

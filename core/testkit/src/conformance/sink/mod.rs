@@ -89,6 +89,7 @@ pub async fn run_with(target: &dyn SinkUnderTest, abilities: Abilities) {
     }
     transactions::an_old_writer_is_fenced(target).await;
     transactions::a_snapshot_is_fenced_and_stores_no_progress(target).await;
+    transactions::an_interrupted_copy_goes_on(target).await;
     transactions::lanes_are_apart(target, abilities.concurrent).await;
     random::histories(target, abilities.keyless).await;
 }

@@ -1,6 +1,11 @@
 //! A unit takes effect whole, with its progress, for one writer at a time.
 
-use anabranch_core::{Error, ErrorKind, Lane, LanePurpose, Unit, UnitKind, Value};
+use std::sync::Arc;
+
+use anabranch_core::{
+    BatchBuilder, ChangeBatch, Error, ErrorKind, Lane, LanePurpose, OldImage, Op, Part, PartitionId, Position,
+    Selection, Transaction, Unit, UnitId, UnitKind, UnitSlice, Value, ValueRef,
+};
 
 use super::{Script, SinkUnderTest, claim};
 use crate::generator::{customers, lines};
@@ -195,7 +200,6 @@ pub(super) async fn a_snapshot_is_fenced_and_stores_no_progress(target: &dyn Sin
     let (mut script, units) = inserts(target, "copied", 3).await;
     script.write(&units[0]).await;
     let lane = Lane { purpose: LanePurpose::Snapshot, ..script.lane(0) };
-    let chunk = |unit: &Unit| Unit { kind: UnitKind::Snapshot, transactions: 0, progress: Vec::new(), ..unit.clone() };
     let mut snapshot = script.sink.open(lane).await.expect("open a snapshot lane");
     let _ = snapshot.write(&chunk(&units[1])).await.expect("write a chunk");
     snapshot.flush().await.expect("flush");
@@ -206,6 +210,88 @@ pub(super) async fn a_snapshot_is_fenced_and_stores_no_progress(target: &dyn Sin
     let error = snapshot.write(&chunk(&units[2])).await.expect_err("a chunk of an older epoch");
     assert_eq!(error.kind(), ErrorKind::Fenced, "{}", error.report());
     has_customers(&script, 2, "after a fenced chunk").await;
+}
+
+/// Rows that changed are taken out of a copy by their keys, and come again; rows that are there already
+/// come again too. Only of a sink that says so.
+pub(super) async fn an_interrupted_copy_goes_on(target: &dyn SinkUnderTest) {
+    let mut script = Script::new(target, "goes_on", &mut [customers()]).await;
+    let name = script.tables[0].name.clone();
+    let resumes = match script.sink.target() {
+        Some(target) => target.resumes_copies(&name).await.expect("whether copies go on"),
+        None => false,
+    };
+    if !resumes {
+        println!("skipped: the sink does not go on with interrupted copies");
+        return;
+    }
+    let source = script.source.clone();
+    for id in 1..=3 {
+        source.transaction().insert(&name, customer(id)).commit().expect("commit");
+    }
+    let copied = script.units().await;
+    let lane = Lane { purpose: LanePurpose::Snapshot, ..script.lane(0) };
+    let mut snapshot = script.sink.open(lane).await.expect("open a snapshot lane");
+    for unit in &copied {
+        let _ = snapshot.write(&chunk(unit)).await.expect("write a chunk");
+    }
+    snapshot.flush().await.expect("flush");
+    script.same_as_source("after a part of a copy").await;
+
+    // The unique values of 1 and 2 change hands, which a copy over them could not do row by row.
+    let (mut first, mut second) = (customer(1), customer(2));
+    let schema = script.tables[0].clone();
+    let email = schema.index_of("email").expect("a unique column");
+    std::mem::swap(&mut first[email], &mut second[email]);
+    let (one, two) = ([first[0].clone()], [second[0].clone()]);
+    source.transaction().update(&name, one, first).update(&name, two, second).commit().expect("commit");
+    let _ = script.units().await;
+    let mut keys = BatchBuilder::new(PartitionId::new("keys"));
+    let slot = keys.schema(&Arc::new(schema.clone()));
+    keys.begin(Transaction::default(), 1);
+    // The last is in no row.
+    for id in [1, 2, 77] {
+        keys.change(Op::Delete, slot);
+        keys.old_row(OldImage::Key);
+        for (at, value) in customer(id).iter().enumerate() {
+            keys.push(if schema.is_key(at) { value.as_ref() } else { ValueRef::Unchanged });
+        }
+    }
+    keys.commit(Position::default());
+    let deletes = keys.finish(Position::default(), None).expect("a batch of keys");
+    let unit = |batch: ChangeBatch| Unit {
+        id: UnitId(0),
+        kind: UnitKind::Snapshot,
+        part: Part::Whole,
+        transactions: 0,
+        progress: Vec::new(),
+        slices: vec![UnitSlice { changes: Selection::Range(0..batch.len() as u32), batch: Arc::new(batch) }],
+    };
+    let _ = snapshot.write(&unit(deletes)).await.expect("take changed rows out");
+    snapshot.flush().await.expect("flush");
+    let third = customer(3).iter().map(super::text).collect();
+    script.rows_are(&script.tables[0], vec![third], "after changed rows were taken out").await;
+
+    // Twice: a row that changed may be in two chunks, and 3 is there from before.
+    for _ in 0..2 {
+        let mut rows = BatchBuilder::new(PartitionId::new("rows"));
+        let slot = rows.schema(&Arc::new(schema.clone()));
+        rows.begin(Transaction::default(), 1);
+        for row in source.tables().rows(&name) {
+            rows.change(Op::Insert, slot);
+            rows.new_row();
+            row.iter().for_each(|value| rows.push(value.as_ref()));
+        }
+        rows.commit(Position::default());
+        let rows = rows.finish(Position::default(), None).expect("a batch of rows");
+        let _ = snapshot.write(&unit(rows)).await.expect("copy rows, some of which are there");
+        snapshot.flush().await.expect("flush");
+        script.same_as_source("after the copy went on").await;
+    }
+}
+
+fn chunk(unit: &Unit) -> Unit {
+    Unit { kind: UnitKind::Snapshot, transactions: 0, progress: Vec::new(), ..unit.clone() }
 }
 
 /// Each lane commits, and remembers, on its own.

@@ -61,5 +61,6 @@ pub async fn run(target: &dyn SourceUnderTest) {
     reading::an_idle_source_gives_heartbeats(&mut story).await;
     reading::a_marker_is_reached(&mut story).await;
     reading::a_snapshot_hands_over_exactly(&mut story).await;
+    reading::an_interrupted_copy_goes_on(&mut story).await;
     reading::the_identity_stays(&mut story).await;
 }

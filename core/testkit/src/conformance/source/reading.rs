@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::task::Poll;
 
-use anabranch_core::{ChangeReader, Checkpoint, HEARTBEAT, Next, Position, SourceIdentity, StartFrom, TableSnapshot};
+use anabranch_core::{
+    ChangeReader, Checkpoint, Chunk, GoesOn, HEARTBEAT, Next, Position, Snapshot, SourceIdentity, StartFrom,
+    TableSnapshot,
+};
 
 use super::Statement;
 use super::story::{PATIENCE, Story, Transcript, apply, next_batch, same, statement};
@@ -207,16 +210,8 @@ pub(super) async fn a_snapshot_hands_over_exactly(story: &mut Story<'_>) {
 
     let mut rows = BTreeMap::new();
     for chunk in snapshot.chunks() {
-        let mut reader = snapshot.open(chunk).await.expect("open a chunk");
-        loop {
-            match reader.next().await.unwrap_or_else(|e| panic!("a chunk: {}", e.report())) {
-                Next::Batch(batch) => batch.changes().filter_map(statement).for_each(|s| apply(&mut rows, &s)),
-                Next::Closed { children } => {
-                    assert_eq!(children, [], "children of a chunk");
-                    break;
-                }
-                Next::Stopped => panic!("a chunk stopped"),
-            }
+        for s in copied(&*snapshot, chunk).await {
+            apply(&mut rows, &s);
         }
     }
     assert_eq!(rows, copied_rows, "the rows that were copied (left) are those of the point");
@@ -232,6 +227,88 @@ pub(super) async fn a_snapshot_hands_over_exactly(story: &mut Story<'_>) {
     same(&transcript.ended, &after);
     transcript.ended.iter().flat_map(|t| &t.statements).for_each(|s| apply(&mut rows, s));
     assert_eq!(rows, story.rows, "the copy and the changes after it (left)");
+    story.done(reader, &transcript.ended).await;
+}
+
+/// What a chunk of a copy does.
+async fn copied(snapshot: &dyn Snapshot, chunk: &Chunk) -> Vec<Statement> {
+    let mut reader = snapshot.open(chunk).await.expect("open a chunk");
+    let mut statements = Vec::new();
+    loop {
+        match reader.next().await.unwrap_or_else(|e| panic!("a chunk: {}", e.report())) {
+            Next::Batch(batch) => statements.extend(batch.changes().filter_map(statement)),
+            Next::Closed { children } => {
+                assert_eq!(children, [], "children of a chunk");
+                return statements;
+            }
+            Next::Stopped => panic!("a chunk stopped"),
+        }
+    }
+}
+
+/// A copy of which a part was done goes on under a later point, twice: then the table is as it is at the
+/// last one. Only of a source that can.
+pub(super) async fn an_interrupted_copy_goes_on(story: &mut Story<'_>) {
+    let source = story.source.clone();
+    let Some(snapshotter) = source.snapshotter() else { return };
+    let tables = source.tables().await.expect("tables");
+    let tables: Vec<_> = tables.into_iter().filter(|t| t.name == story.target.table()).collect();
+    let name = story.target.table();
+    let first = snapshotter.begin(&tables).await.expect("begin");
+    let mut copy = TableSnapshot { point: first.point(), plan: first.plan(&name), ..TableSnapshot::default() };
+    copy.chunks = first.chunks().len() as u32;
+    let mut rows = BTreeMap::new();
+    for chunk in &first.chunks()[..first.chunks().len().div_ceil(2)] {
+        copied(&*first, chunk).await.iter().for_each(|s| apply(&mut rows, s));
+        copy.done_chunks.insert(chunk.index);
+        copy.done += 1;
+    }
+    drop(first);
+    let mut streamed = Vec::new();
+    let mut point = copy.point.clone();
+    for stops in [true, false] {
+        streamed.extend(story.commit_some(6).await);
+        let before = BTreeMap::from([(name.clone(), copy.clone())]);
+        let resumed = snapshotter.resume(&tables, &before).await.expect("resume");
+        let Some((GoesOn::But(changed), snapshot)) = resumed.map(|s| (s.goes_on(&name), s)) else {
+            println!("skipped: the source does not go on in the middle of a table");
+            story.read(&streamed).await;
+            return;
+        };
+        assert_eq!(snapshot.chunks().len() as u32, copy.chunks, "as many chunks as before");
+        for chunk in &changed.keys {
+            for s in copied(&*snapshot, chunk).await {
+                let Statement::Delete(id) = s else { panic!("{s:?} among deletes of keys") };
+                rows.remove(&id);
+            }
+        }
+        let expected = story.rows.clone();
+        // What is left of the old point was not changed.
+        assert!(rows.iter().all(|(id, body)| expected.get(id) == Some(body)), "{rows:?} is no part of {expected:?}");
+        if stops {
+            // Interrupted before anything else: the next finds these changes again.
+            continue;
+        }
+        point = snapshot.point();
+        let left = snapshot.chunks().iter().filter(|c| !copy.done_chunks.contains(&c.index));
+        for chunk in left.chain(&changed.rows) {
+            for s in copied(&*snapshot, chunk).await {
+                let Statement::Insert(id, body) = s else { panic!("{s:?} among rows") };
+                let there = rows.insert(id, body.clone());
+                assert!(there.is_none_or(|there| there == body), "another row {id}");
+            }
+        }
+        assert_eq!(rows, expected, "the copy that went on (left) is not that of its point");
+    }
+    let after = story.commit_some(3).await;
+    let copy = TableSnapshot { point, finished: true, ..TableSnapshot::default() };
+    let snapshots = BTreeMap::from([(name, copy)]);
+    let mut reader = story.open_from(StartFrom { position: story.at.clone(), snapshots }).await;
+    let mut transcript = Transcript::default();
+    while transcript.ended.len() < after.len() {
+        transcript.add(&next_batch(&mut *reader).await);
+    }
+    same(&transcript.ended, &after);
     story.done(reader, &transcript.ended).await;
 }
 
