@@ -4,7 +4,7 @@
 //! `make crash KILLS=1000` makes long ones; `SEED=` replays what a run printed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anabranch_servers::PgVersion;
 use anabranch_testkit::generators::Dice;
@@ -85,6 +85,8 @@ async fn run(
 /// Kills the command in the middle of the first copy, again and again, while its rows change.
 async fn run_copy(name: &str, version: PgVersion, target: Option<Arc<dyn Target>>) -> Tested {
     const GOES_ON: &str = "its interrupted copy goes on";
+    /// How long a copy is interrupted again and again at most.
+    const INTERRUPTED: Duration = Duration::from_secs(180);
     let options = Options { nonfinite: false, rows: 3000 };
     let (Some(program), Some(target)) = (runner::command(), target) else { return Ok(()) };
     let seed = config::seed(name);
@@ -94,7 +96,7 @@ async fn run_copy(name: &str, version: PgVersion, target: Option<Arc<dyn Target>
     runner.keep_running();
     let watcher = Watcher::start(History::new(&server), target.clone(), seed, Consistency::Prefix);
     let (mut kills, mut dice) = (0_usize, Dice::new(seed));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + INTERRUPTED;
     // Until it went on a few times, or the copy is done in spite of it all.
     while runner.printed(GOES_ON) < 5 && watcher.states() == 0 && !runner.gave_up() && Instant::now() < deadline {
         // Longer and longer: a loaded machine takes its time to start one.

@@ -5,8 +5,8 @@
 use anabranch_servers::{MariaServer, Row};
 
 use super::Tested;
-use super::command::{Anabranch, CONFIGURATION, DONE, OPERATOR};
-use super::shop::{Shop, status, until};
+use super::command::{Anabranch, CONFIGURATION, DONE, OPERATOR, until};
+use super::shop::{Shop, status};
 
 /// Both jobs, and what they work on.
 struct Jobs {
