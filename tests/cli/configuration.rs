@@ -42,6 +42,24 @@ const PIPELINE: &[Mistake] = &[
     ),
     ("name = \"orders\"", "name = \"o\"\nmemory_mib = 0", &["pipeline.memory_mib: must be at least 1"]),
     ("name = \"orders\"", "name = \"o\"\nsnapshot_workers = 0", &["pipeline.snapshot_workers: must be at least 1"]),
+    (
+        "name = \"orders\"",
+        "name = \"o\"\nmode = \"resumeFailed\"",
+        &[
+            "pipeline.mode: must be regular, retry_dlq, retry_all_dlq, resume_success, resume_failed, reprocess or resume_all",
+        ],
+    ),
+    (
+        "name = \"orders\"",
+        "name = \"o\"\nmode = \"resume_failed\"",
+        &["pipeline.mode: resume_failed chooses shards", "set pipeline.each_shard = true"],
+    ),
+    ("name = \"orders\"", "name = \"o\"\neach_shard = 1", &["pipeline.each_shard: must be true or false"]),
+    (
+        "name = \"orders\"",
+        "name = \"o\"\neach_shard = true",
+        &["pipeline.each_shard: the source postgres does not keep shards apart", "leave it out"],
+    ),
     ("name = \"orders\"", "name = \"o\"\nretries = -1", &["pipeline.retries: must be a whole number"]),
     ("[sink]", "[snik]", &["snik: ", "did you mean sink?"]),
 ];

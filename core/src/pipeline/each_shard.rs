@@ -356,7 +356,8 @@ fn phase<'a>(told: impl Iterator<Item = &'a Told>) -> Phase {
 
 /// Shards that are halted, of so many.
 pub(crate) fn halted(shards: &[(String, String)], of: usize) -> Error {
-    let each: Vec<String> = shards.iter().map(|(shard, reason)| format!("{shard}: {reason}")).collect();
+    let named = |shard: &str| if shard.is_empty() { "changes without one".to_owned() } else { shard.to_owned() };
+    let each: Vec<String> = shards.iter().map(|(shard, reason)| format!("{}: {reason}", named(shard))).collect();
     let are = if shards.len() == 1 { "is" } else { "are" };
     let shards_of = if of == 1 { "shard" } else { "shards" };
     let told = format!("{} of {of} {shards_of} {are} halted: {}", shards.len(), each.join("; "));

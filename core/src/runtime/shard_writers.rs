@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::tell_ready;
 use crate::by_shard::{WriterState, WriterStatus};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::Timestamp;
+use crate::model::{Counters, Timestamp};
 use crate::pipeline::{
     Board, Fate, Monitor, Phase, Pipeline, RunMode, RunningPipeline, ShardWriters, Shared, halted_shards,
 };
@@ -268,6 +268,8 @@ fn write(
             Err(e) => return ended(record, None, false, Err(e)),
         };
         let monitor = running.monitor();
+        // What was counted when it was first seen to stream: more is something that was applied since.
+        let mut counted = None;
         let mut tick = interval(LOOK);
         let result = loop {
             tokio::select! {
@@ -276,7 +278,7 @@ fn write(
                 result = running.wait() => break result,
                 // 2. A shard that had failed and goes on again is a success.
                 _ = tick.tick() => {
-                    if record.state != WriterState::Success && is_well(&record, &monitor).await {
+                    if record.state != WriterState::Success && is_well(&mut counted, &monitor).await {
                         let now = WriterStatus::now(&record.shard, reached(&monitor), None);
                         let saved = match writers.by_shard() {
                             Ok(by) => by.save(writers.name(), &now).await,
@@ -291,7 +293,7 @@ fn write(
                 }
             }
         };
-        let well = result.is_ok() && (record.state == WriterState::Success || is_well(&record, &monitor).await);
+        let well = result.is_ok() && (record.state == WriterState::Success || is_well(&mut counted, &monitor).await);
         let reached = reached(&monitor);
         ended(record, reached, well, result)
     })
@@ -301,10 +303,15 @@ fn reached(monitor: &Monitor) -> Option<String> {
     monitor.status().partitions.values().next().map(|p| p.position.clone())
 }
 
-/// Whether a shard has moved since this was stored, or has everything that there is.
-async fn is_well(record: &WriterStatus, monitor: &Monitor) -> bool {
-    let reached = reached(monitor);
-    reached.is_some() && (reached != record.reached || monitor.has_all().await.unwrap_or(false))
+/// Whether a shard has applied something in this run, or has everything that there is. Its position does not
+/// tell the first: what the target had already is passed again.
+async fn is_well(counted: &mut Option<Counters>, monitor: &Monitor) -> bool {
+    let now = monitor.status();
+    let applied = counted.is_some_and(|before| before != now.counters);
+    if counted.is_none() && now.phase == Phase::Streaming {
+        *counted = Some(now.counters);
+    }
+    applied || monitor.has_all().await.unwrap_or(false)
 }
 
 /// `None`: it was stopped before it had begun.
