@@ -98,7 +98,7 @@ async fn run_copy(name: &str, version: PgVersion, target: Option<Arc<dyn Target>
     let (mut kills, mut dice) = (0_usize, Dice::new(seed));
     let deadline = Instant::now() + INTERRUPTED;
     // Until it went on a few times, or the copy is done in spite of it all.
-    while runner.printed(GOES_ON) < 5 && watcher.states() == 0 && !runner.gave_up() && Instant::now() < deadline {
+    while runner.printed(GOES_ON) < 3 && watcher.states() == 0 && !runner.gave_up() && Instant::now() < deadline {
         // Longer and longer: a loaded machine takes its time to start one.
         tokio::time::sleep(Duration::from_millis(200 + dice.below(300 + 60 * kills) as u64)).await;
         kills += usize::from(runner.kill().await?);
