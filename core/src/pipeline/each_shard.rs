@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 
 use super::{
     OnRejected, Phase, Pipeline, Role, RunMode, ShardPhase, ShardState, ShardWriters, Spec, Status, status, stored,
@@ -229,7 +229,7 @@ impl ShardWriters {
     pub(super) async fn stored_status(&self) -> Result<Option<Status>> {
         let by = self.by_shard()?;
         let list = by.shards().await?;
-        let told = self.each(&list.names, async |shard| self.told(by, shard).await).await?;
+        let told = each(&list.names, |shard| Box::pin(self.told(by, shard))).await?;
         if told.iter().all(|(_, t)| t.record.is_none() && t.status.is_none()) {
             return Ok(None);
         }
@@ -255,20 +255,7 @@ impl ShardWriters {
     pub(super) async fn durable(&self) -> Result<(Option<Durable>, Option<Error>)> {
         let by = self.by_shard()?;
         let names = by.shards().await?.names;
-        let looked = self.each(&names, async |shard| {
-            let told = self.told(by, shard).await?;
-            if told.is_halted() {
-                let reason = told.record.and_then(|r| r.error).unwrap_or_default();
-                return Ok((None, Some(halted(&[(shard.to_owned(), reason)], names.len()))));
-            }
-            let spec = self.pipeline(shard)?.spec;
-            let Some(stored) = stored::load(&spec).await? else { return Ok((None, None)) };
-            let open = match &spec.dead_letters {
-                Some(store) => store.open_count(&spec.name).await?,
-                None => 0,
-            };
-            Ok((Some(stored.durable(open)), None))
-        });
+        let looked = each(&names, |shard| Box::pin(self.look(by, shard, names.len())));
         let (mut all, mut error): (Option<Durable>, Option<Error>) = (None, None);
         for (_, (durable, halted)) in looked.await? {
             error = error.or(halted);
@@ -279,13 +266,32 @@ impl ShardWriters {
         Ok((all, error))
     }
 
+    async fn look(&self, by: &dyn ByShard, shard: &str, of: usize) -> Result<(Option<Durable>, Option<Error>)> {
+        let told = self.told(by, shard).await?;
+        if told.is_halted() {
+            let reason = told.record.and_then(|r| r.error).unwrap_or_default();
+            return Ok((None, Some(halted(&[(shard.to_owned(), reason)], of))));
+        }
+        let spec = self.pipeline(shard)?.spec;
+        let Some(stored) = stored::load(&spec).await? else { return Ok((None, None)) };
+        let open = match &spec.dead_letters {
+            Some(store) => store.open_count(&spec.name).await?,
+            None => 0,
+        };
+        Ok((Some(stored.durable(open)), None))
+    }
+
     /// Marks the present of each shard that there is.
     pub(super) async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
         let by = self.by_shard()?;
         let names = by.shards().await?.names;
-        let marked = self.each(&names, async |shard| match by.shard(shard).marker() {
-            Some(marker) => marker.mark().await,
-            None => Err(Error::config("source.type", "its shards cannot mark their present")),
+        let marked = each(&names, |shard| {
+            Box::pin(async move {
+                match by.shard(shard).marker() {
+                    Some(marker) => marker.mark().await,
+                    None => Err(Error::config("source.type", "its shards cannot mark their present")),
+                }
+            })
         });
         Ok(marked.await?.into_iter().flat_map(|(_, marks)| marks).collect())
     }
@@ -294,30 +300,34 @@ impl ShardWriters {
     pub(super) async fn set_paused(&self, paused: bool) -> Result<Option<bool>> {
         let by = self.by_shard()?;
         let names = by.shards().await?.names;
-        let set = self.each(&names, async |shard| match self.pipeline(shard) {
-            // Nobody writes a shard that is halted.
-            Ok(_) if paused && self.told(by, shard).await?.is_halted() => Ok(None),
-            Ok(pipeline) => pipeline.mark_paused(paused).await,
-            Err(_) => Ok(None),
+        let set = each(&names, |shard| {
+            Box::pin(async move {
+                match self.pipeline(shard) {
+                    // Nobody writes a shard that is halted.
+                    Ok(_) if paused && self.told(by, shard).await?.is_halted() => Ok(None),
+                    Ok(pipeline) => pipeline.mark_paused(paused).await,
+                    Err(_) => Ok(None),
+                }
+            })
         });
         let changed: Vec<bool> = set.await?.into_iter().filter_map(|(_, changed)| changed).collect();
         Ok((!changed.is_empty()).then(|| changed.contains(&true)))
     }
+}
 
-    /// Asks of each shard, some at a time; the first error of all.
-    async fn each<'a, T>(
-        &self,
-        names: &'a [String],
-        ask: impl AsyncFn(&'a str) -> Result<T>,
-    ) -> Result<Vec<(String, T)>> {
-        let mut all = Vec::with_capacity(names.len());
-        for some in names.chunks(AT_A_TIME) {
-            for (name, answer) in some.iter().zip(join_all(some.iter().map(|name| ask(name))).await) {
-                all.push((name.clone(), answer.map_err(|e| e.context(format!("shard {name}")))?));
-            }
+/// Asks of each shard, some at a time; the first error of all.
+async fn each<'a, T: Send>(
+    names: &'a [String],
+    ask: impl Fn(&'a str) -> BoxFuture<'a, Result<T>> + Send,
+) -> Result<Vec<(String, T)>> {
+    let mut all = Vec::with_capacity(names.len());
+    for some in names.chunks(AT_A_TIME) {
+        let asked: Vec<BoxFuture<'a, Result<T>>> = some.iter().map(|name| ask(name)).collect();
+        for (name, answer) in some.iter().zip(join_all(asked).await) {
+            all.push((name.clone(), answer.map_err(|e| e.context(format!("shard {name}")))?));
         }
-        Ok(all)
     }
+    Ok(all)
 }
 
 /// What the run does, by what its parts do.
