@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::watch;
 
 use super::each_shard::{Told, together};
@@ -159,27 +159,20 @@ impl Board {
     }
 
     /// Drains each shard that was taken. Not drained, as soon as the others are, if one was halted.
-    pub(crate) async fn drain(&self, run: &Shared, deadline: Option<Duration>) -> Result<Drained> {
-        self.all_begun(run).await?;
-        let drains = self.writers().into_values().map(async |writer| {
-            let Some(monitor) = writer.monitor.filter(|_| !matches!(writer.fate, Fate::Halted | Fate::TakenOver))
-            else {
-                return Ok(None);
-            };
-            match monitor.drain(deadline).await {
-                Ok(drained) => Ok(Some(drained)),
-                Err(_) if monitor.status().phase == Phase::Failed => Ok(None),
-                Err(e) => Err(e),
+    /// Boxed: a drain of the whole is one of its parts, too.
+    pub(crate) fn drain<'a>(&'a self, run: &'a Shared, deadline: Option<Duration>) -> BoxFuture<'a, Result<Drained>> {
+        Box::pin(async move {
+            self.all_begun(run).await?;
+            let drains: Vec<_> = self.writers().into_values().map(|writer| drain_one(writer, deadline)).collect();
+            let mut all = Drained { drained: true, marker_reached: true, ..Drained::default() };
+            for drained in join_all(drains).await {
+                match drained? {
+                    Some(one) => all.add(one),
+                    None => (all.drained, all.marker_reached) = (false, false),
+                }
             }
-        });
-        let mut all = Drained { drained: true, marker_reached: true, ..Drained::default() };
-        for drained in join_all(drains).await {
-            match drained? {
-                Some(one) => all.add(one),
-                None => (all.drained, all.marker_reached) = (false, false),
-            }
-        }
-        Ok(all)
+            Ok(all)
+        })
     }
 
     /// Waits until the shards are chosen and each was begun, or could not be; where all are taken, by a look
@@ -206,4 +199,17 @@ impl Board {
             }
         }
     }
+}
+
+/// `None`: the shard is halted, or another process has it.
+fn drain_one(writer: Writer, deadline: Option<Duration>) -> BoxFuture<'static, Result<Option<Drained>>> {
+    Box::pin(async move {
+        let is_over = matches!(writer.fate, Fate::Halted | Fate::TakenOver);
+        let Some(monitor) = writer.monitor.filter(|_| !is_over) else { return Ok(None) };
+        match monitor.drain(deadline).await {
+            Ok(drained) => Ok(Some(drained)),
+            Err(_) if monitor.status().phase == Phase::Failed => Ok(None),
+            Err(e) => Err(e),
+        }
+    })
 }

@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-use futures_util::{StreamExt as _, stream};
+use futures_util::future::{BoxFuture, join_all};
 
 use super::{
     OnRejected, Phase, Pipeline, Role, RunMode, ShardPhase, ShardState, ShardWriters, Spec, Status, status, stored,
@@ -256,7 +255,7 @@ impl ShardWriters {
     pub(super) async fn durable(&self) -> Result<(Option<Durable>, Option<Error>)> {
         let by = self.by_shard()?;
         let names = by.shards().await?.names;
-        let looked = each(&names, |shard| Box::pin(self.durable_of(by, shard, names.len())));
+        let looked = each(&names, |shard| Box::pin(self.look(by, shard, names.len())));
         let (mut all, mut error): (Option<Durable>, Option<Error>) = (None, None);
         for (_, (durable, halted)) in looked.await? {
             error = error.or(halted);
@@ -267,8 +266,7 @@ impl ShardWriters {
         Ok((all, error))
     }
 
-    /// As [`ShardWriters::durable`], of one of so many shards.
-    async fn durable_of(&self, by: &dyn ByShard, shard: &str, of: usize) -> Result<(Option<Durable>, Option<Error>)> {
+    async fn look(&self, by: &dyn ByShard, shard: &str, of: usize) -> Result<(Option<Durable>, Option<Error>)> {
         let told = self.told(by, shard).await?;
         if told.is_halted() {
             let reason = told.record.and_then(|r| r.error).unwrap_or_default();
@@ -287,7 +285,14 @@ impl ShardWriters {
     pub(super) async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
         let by = self.by_shard()?;
         let names = by.shards().await?.names;
-        let marked = each(&names, |shard| Box::pin(mark_of(by, shard)));
+        let marked = each(&names, |shard| {
+            Box::pin(async move {
+                match by.shard(shard).marker() {
+                    Some(marker) => marker.mark().await,
+                    None => Err(Error::config("source.type", "its shards cannot mark their present")),
+                }
+            })
+        });
         Ok(marked.await?.into_iter().flat_map(|(_, marks)| marks).collect())
     }
 
@@ -295,39 +300,32 @@ impl ShardWriters {
     pub(super) async fn set_paused(&self, paused: bool) -> Result<Option<bool>> {
         let by = self.by_shard()?;
         let names = by.shards().await?.names;
-        let set = each(&names, |shard| Box::pin(self.set_paused_of(by, shard, paused)));
+        let set = each(&names, |shard| {
+            Box::pin(async move {
+                match self.pipeline(shard) {
+                    // Nobody writes a shard that is halted.
+                    Ok(_) if paused && self.told(by, shard).await?.is_halted() => Ok(None),
+                    Ok(pipeline) => pipeline.mark_paused(paused).await,
+                    Err(_) => Ok(None),
+                }
+            })
+        });
         let changed: Vec<bool> = set.await?.into_iter().filter_map(|(_, changed)| changed).collect();
         Ok((!changed.is_empty()).then(|| changed.contains(&true)))
-    }
-
-    async fn set_paused_of(&self, by: &dyn ByShard, shard: &str, paused: bool) -> Result<Option<bool>> {
-        match self.pipeline(shard) {
-            // Nobody writes a shard that is halted.
-            Ok(_) if paused && self.told(by, shard).await?.is_halted() => Ok(None),
-            Ok(pipeline) => pipeline.mark_paused(paused).await,
-            Err(_) => Ok(None),
-        }
-    }
-}
-
-async fn mark_of(by: &dyn ByShard, shard: &str) -> Result<BTreeMap<PartitionId, Position>> {
-    match by.shard(shard).marker() {
-        Some(marker) => marker.mark().await,
-        None => Err(Error::config("source.type", "its shards cannot mark their present")),
     }
 }
 
 /// Asks of each shard, some at a time; the first error of all.
-async fn each<'a, T>(
+async fn each<'a, T: Send>(
     names: &'a [String],
-    ask: impl Fn(&'a str) -> BoxFuture<'a, Result<T>>,
+    ask: impl Fn(&'a str) -> BoxFuture<'a, Result<T>> + Send,
 ) -> Result<Vec<(String, T)>> {
-    let asked: Vec<_> = names.iter().map(|name| ask(name)).collect();
-    let mut answers = stream::iter(asked).buffered(AT_A_TIME);
     let mut all = Vec::with_capacity(names.len());
-    for name in names {
-        let Some(answer) = answers.next().await else { break };
-        all.push((name.clone(), answer.map_err(|e| e.context(format!("shard {name}")))?));
+    for some in names.chunks(AT_A_TIME) {
+        let asked: Vec<BoxFuture<'a, Result<T>>> = some.iter().map(|name| ask(name)).collect();
+        for (name, answer) in some.iter().zip(join_all(asked).await) {
+            all.push((name.clone(), answer.map_err(|e| e.context(format!("shard {name}")))?));
+        }
     }
     Ok(all)
 }
