@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: help setup demo demo-dynamodb demo-spanner test crash bench fuzz lint features wheel
+.PHONY: help setup demo demo-dynamodb demo-spanner test crash bench bench-python fuzz lint features wheel
 
 help:
 	@echo "make demo    replicates a small shop, kills the pipeline on the way, compares every row"
@@ -11,6 +11,7 @@ help:
 	@echo "make test    formatting, all tests, crash runs of 50 kills for each pair of databases"
 	@echo "make crash   long crash runs: KILLS=1000 for each pair; SEED= replays one"
 	@echo "make bench   loads, beside the databases' own replication; BENCH_CHANGES=, BENCH_HUGE=, BENCH_COPY= size them"
+	@echo "make bench-python  the same pipelines from Rust and through the wheel, sinks in Python, batches to Arrow"
 	@echo "make fuzz    a minute of each fuzz target; FUZZ_SECONDS= for longer"
 	@echo "make lint    clippy and documentation, warnings are errors"
 	@echo "make features  compiles the library with each of its features alone, and with none"
@@ -45,8 +46,21 @@ crash: setup
 
 bench: setup
 	$(CARGO) bench --bench load
+	$(CARGO) bench --bench verify
 	$(CARGO) bench --features spanner --bench spanner
 	$(CARGO) bench -p anabranch-dynamodb --bench streams
+	@$(MAKE) bench-python
+
+# With the wheel that a user would get, in an environment of its own.
+bench-python: TARGET = $${CARGO_TARGET_DIR:-$(CURDIR)/target}
+bench-python: setup
+	@if ! python3 -c 'import sys, venv; sys.exit(sys.version_info < (3, 9))' >/dev/null 2>&1; then \
+	  echo "skipped: bench-python: there is no Python 3.9 or later with venv"; exit 0; fi; \
+	set -e; \
+	$(MAKE) wheel; \
+	python3 -m venv --clear $(TARGET)/wheel-bench; \
+	$(TARGET)/wheel-bench/bin/pip install --quiet pyarrow $(TARGET)/python-wheels/*.whl; \
+	BENCH_PYTHON=$(TARGET)/wheel-bench/bin/python $(CARGO) bench --bench load -- python
 
 fuzz:
 	fuzz/run.sh
@@ -67,11 +81,15 @@ features:
 	  done; \
 	  test $$seen -ge 5 || { echo "the features are not found in Cargo.toml"; exit 1; }; }
 
-# Of the manylinux version that this machine's C library allows; MATURIN="--zig --compatibility manylinux2014" for older ones.
+# For Linux with this C library or a later one: only the link is another than that of `cargo build`. GLIBC= for
+# this machine's own; MATURIN="--zig --compatibility manylinux2014" compiles everything for an older one.
+GLIBC ?= $(if $(filter Linux,$(shell uname -s)),2.28)
 wheel: TARGET = $${CARGO_TARGET_DIR:-$(CURDIR)/target}
+wheel: LINK = $(if $(GLIBC),--compatibility manylinux_$(subst .,_,$(GLIBC)) -- -C linker=$(CURDIR)/bindings/python/tests/zig-linker.sh)
 wheel:
 	python3 -m venv $(TARGET)/wheel-tools
 	$(TARGET)/wheel-tools/bin/pip install --quiet 'maturin[zig]>=1.9,<2'
 	rm -rf $(TARGET)/python-wheels
-	$(TARGET)/wheel-tools/bin/maturin build --release --manifest-path bindings/python/Cargo.toml --out $(TARGET)/python-wheels $(MATURIN)
+	GLIBC=$(GLIBC) MATURIN_PROGRAM=$(TARGET)/wheel-tools/bin/maturin $(TARGET)/wheel-tools/bin/maturin build --release \
+	  --manifest-path bindings/python/Cargo.toml --out $(TARGET)/python-wheels $(or $(MATURIN),$(LINK))
 	bindings/python/tests/wheel.sh $(TARGET)/python-wheels/*.whl

@@ -9,7 +9,7 @@ use crate::report::Report;
 use crate::setting::{self, TABLE, drop_slot, publish, servers, size, wanted};
 
 /// Changes of a transaction: half of them inserts, half updates of rows that were inserted before.
-const PER_TRANSACTION: u64 = 10;
+pub(crate) const PER_TRANSACTION: u64 = 10;
 
 const NATIVE: &str = "native subscription -> PostgreSQL";
 
@@ -19,7 +19,7 @@ const CONTENDERS: &[&str] = &["recvlogical", "native", "null", "postgres", "sqli
 pub(crate) fn run() -> Result<()> {
     let changes = size("BENCH_CHANGES", 500_000)?.next_multiple_of(PER_TRANSACTION);
     let Some((source, target)) = servers()? else { return Ok(()) };
-    let backlog = Backlog::generate(&source, changes)?;
+    let backlog = Backlog::generate(&source, changes, CONTENDERS)?;
     let title = format!(
         "Backlog: {changes} changes in {} transactions, {}",
         changes / PER_TRANSACTION,
@@ -46,19 +46,20 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// What was generated.
-struct Backlog {
+pub(crate) struct Backlog {
     changes: u64,
     /// The log's end after it.
     end: String,
 }
 
 impl Backlog {
-    fn generate(source: &PgServer, changes: u64) -> Result<Self> {
+    /// Makes slots, and then the changes that wait in each of them.
+    pub(crate) fn generate(source: &PgServer, changes: u64, slots: &[&str]) -> Result<Self> {
         eprintln!("generating {changes} changes");
         source.create_db("bench")?;
         source.exec("bench", TABLE)?;
         source.exec("bench", "CREATE TABLE the_end (id integer PRIMARY KEY)")?;
-        publish(source, "bench", CONTENDERS)?;
+        publish(source, "bench", slots)?;
         let half = PER_TRANSACTION / 2;
         source.exec(
             "bench",
@@ -140,7 +141,8 @@ impl Backlog {
     }
 }
 
-fn prepare(target: &PgServer, db: &str) -> Result<()> {
+/// A database with the tables.
+pub(crate) fn prepare(target: &PgServer, db: &str) -> Result<()> {
     let db = if db == "native" { "bench" } else { db };
     target.create_db(db)?;
     target.exec(db, TABLE)?;

@@ -26,8 +26,12 @@ pub(crate) struct Outcome {
 
 /// Runs a pipeline in a child and waits for it.
 pub(crate) fn measure(config: &str) -> Result<Outcome> {
-    let child = Command::new(std::env::current_exe()?).args([RUN, config]).stdout(Stdio::piped()).spawn()?;
-    let out = child.wait_with_output()?;
+    outcome(Command::new(std::env::current_exe()?).args([RUN, config]))
+}
+
+/// What a child tells that runs a pipeline, in whatever language.
+pub(crate) fn outcome(command: &mut Command) -> Result<Outcome> {
+    let out = command.stdout(Stdio::piped()).spawn()?.wait_with_output()?;
     if !out.status.success() {
         return Err(format!("the pipeline failed: {}", out.status).into());
     }

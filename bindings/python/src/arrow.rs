@@ -310,7 +310,11 @@ fn scaled(text: &str, scale: usize) -> Option<i128> {
     if fraction.len() > scale || whole.is_empty() {
         return None;
     }
-    let number: i128 = format!("{whole}{fraction:0<scale$}").parse().ok()?;
+    let zeros = std::iter::repeat_n(b'0', scale - fraction.len());
+    let number = whole.bytes().chain(fraction.bytes()).chain(zeros).try_fold(0_i128, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| i128::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })?;
     Some(if negative { -number } else { number })
 }
 
