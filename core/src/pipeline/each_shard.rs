@@ -7,7 +7,8 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, join_all};
 
 use super::{
-    OnRejected, Phase, Pipeline, Role, RunMode, ShardPhase, ShardState, ShardWriters, Spec, Status, status, stored,
+    OnRejected, Phase, Pipeline, Role, RunMode, ShardPhase, ShardState, ShardWriters, Spec, Status, stored,
+    stored_status,
 };
 use crate::by_shard::{ByShard, WriterState, WriterStatus};
 use crate::checkpointer::{Checkpointer, MemoryCheckpointer};
@@ -241,7 +242,7 @@ impl ShardWriters {
     async fn told(&self, by: &dyn ByShard, shard: &str) -> Result<Told> {
         let record = by.load(self.name(), shard).await?;
         let (status, silent) = match self.pipeline(shard) {
-            Ok(pipeline) => match status::from_stores(&pipeline.spec).await {
+            Ok(pipeline) => match stored_status::from_stores(&pipeline.spec).await {
                 Ok(status) => (status, None),
                 // A database that is down must not hide the others.
                 Err(e) => (None, Some(e.report())),

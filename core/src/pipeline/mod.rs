@@ -3,6 +3,7 @@
 mod board;
 mod builder;
 mod config;
+mod configured;
 mod each_letters;
 mod each_shard;
 mod keys;
@@ -10,8 +11,10 @@ mod order;
 mod registry;
 mod running;
 mod shard_writers;
+mod shared;
 mod status;
 pub(crate) mod stored;
+mod stored_status;
 mod workers;
 
 use std::sync::Arc;
@@ -19,17 +22,19 @@ use std::time::Duration;
 
 pub use crate::control::drain::Drained;
 pub(crate) use board::{Board, Fate};
-pub use builder::{Pipeline, PipelineBuilder};
+pub use builder::PipelineBuilder;
 pub use config::{
     CheckpointConfig, DeadLetterConfig, KeepName, MappingConfig, MetricsConfig, PipelineConfig, PipelineSection,
 };
+pub use configured::Pipeline;
 pub(crate) use each_shard::{halted as halted_shards, refuse_each_shard};
 pub use keys::keys;
 pub use order::{Arrival, ByKey, ByTransaction, ByWindow, Order};
 pub use registry::Registry;
 pub use running::{Monitor, RunningPipeline};
 pub use shard_writers::ShardWriters;
-pub(crate) use status::{Known, Shared, Watermark};
+pub(crate) use shared::{Shared, Watermark};
+pub(crate) use status::Known;
 pub use status::{PartitionState, Phase, ShardPhase, ShardState, SnapshotState, Status};
 
 pub(crate) use crate::runtime::LetterPolicy;
