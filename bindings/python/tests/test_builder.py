@@ -40,7 +40,7 @@ def public(file: str, of: str) -> list[str]:
     ("file", "rust", "python", "least"),
     [
         ("builder.rs", "PipelineBuilder", anabranch.Pipeline, 20),
-        ("builder.rs", "Pipeline", anabranch.Pipeline, 8),
+        ("configured.rs", "Pipeline", anabranch.Pipeline, 8),
         ("running.rs", "RunningPipeline", anabranch.Running, 5),
         ("running.rs", "Monitor", anabranch.Running, 2),
     ],
@@ -146,6 +146,8 @@ def complete() -> Pipeline:
         (lambda: complete().memory(mib=0).build(), "pipeline.memory_mib: must be at least 1"),
         (lambda: complete().memory(mib=2**70).build(), "pipeline.memory_mib"),
         (lambda: complete().snapshot("sometimes").build(), "source.snapshot: must be initial, never or only"),
+        (lambda: complete().mode("resume_failed").build(), "pipeline.mode: resume_failed chooses shards"),
+        (lambda: complete().each_shard().build(), "pipeline.each_shard: the source postgres does not keep shards apart"),
         (lambda: complete().create_tables("yes").build(), "sink.create_tables: must be true or false"),
         (lambda: complete().stop_deadline(1.5).build(), "pipeline.stop_seconds: must be a whole number"),
         (lambda: complete().retry(attempts=-1).build(), "pipeline.retries: must be a whole number"),
