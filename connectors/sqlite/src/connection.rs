@@ -3,16 +3,19 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anabranch_core::{Error, Result};
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::error;
 
 /// How long a writer waits for the lock of another one before it reports `Transient`. Longer than
 /// any sane transaction of an application, shorter than the patience of an operator.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a lock is tried again that SQLite does not wait for.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Statements kept prepared: a few for each of some dozens of tables.
 const CACHED_STATEMENTS: usize = 256;
@@ -92,6 +95,20 @@ impl Settings {
     }
 }
 
+/// The journal's mode after a switch to WAL. SQLite does not wait for its lock in this one statement: of
+/// several processes that open a new file at once all but one would be refused.
+fn write_ahead(conn: &Connection, busy_timeout: Duration) -> rusqlite::Result<String> {
+    let until = Instant::now() + busy_timeout;
+    loop {
+        match conn.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)) {
+            Err(e) if e.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && Instant::now() < until => {
+                std::thread::sleep(LOOK);
+            }
+            switched => return switched,
+        }
+    }
+}
+
 impl Database {
     fn set_up(&self, busy_timeout: Duration) -> Result<()> {
         let conn = &self.conn;
@@ -101,8 +118,7 @@ impl Database {
             return Err(Error::config(self.key, format!("{} is read-only", self.path.display()))
                 .hint("make the file and its folder writable"));
         }
-        let mode: String =
-            self.told("cannot switch to WAL", conn.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)))?;
+        let mode = self.told("cannot switch to WAL", write_ahead(conn, busy_timeout))?;
         if !mode.eq_ignore_ascii_case("wal") {
             return Err(Error::config(self.key, format!("{} cannot use a write-ahead log", self.path.display()))
                 .hint("SQLite needs shared memory beside the file: put it on a local disk"));
@@ -167,6 +183,24 @@ mod tests {
         assert_eq!(pragma("foreign_keys"), 0);
         let mode: String = db.conn.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
         assert_eq!(mode, "wal");
+    }
+
+    #[test]
+    fn many_open_a_new_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        // In the mode that a file of another program has, and locked by it for a while.
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("CREATE TABLE t (x); BEGIN EXCLUSIVE").unwrap();
+        let settings = Settings { key: "sink.path", path, busy_timeout: Duration::from_secs(60) };
+        std::thread::scope(|scope| {
+            let opened: Vec<_> = (0..8).map(|_| scope.spawn(|| settings.connect().map(drop))).collect();
+            std::thread::sleep(Duration::from_millis(100));
+            other.execute_batch("COMMIT").unwrap();
+            for connected in opened {
+                connected.join().unwrap().unwrap();
+            }
+        });
     }
 
     #[test]
