@@ -187,20 +187,19 @@ mod tests {
 
     #[test]
     fn many_open_a_new_file_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("t.db");
-        // In the mode that a file of another program has, and locked by it for a while.
-        let other = Connection::open(&path).unwrap();
-        other.execute_batch("CREATE TABLE t (x); BEGIN EXCLUSIVE").unwrap();
-        let settings = Settings { key: "sink.path", path, busy_timeout: Duration::from_secs(60) };
-        std::thread::scope(|scope| {
-            let opened: Vec<_> = (0..8).map(|_| scope.spawn(|| settings.connect().map(drop))).collect();
-            std::thread::sleep(Duration::from_millis(100));
-            other.execute_batch("COMMIT").unwrap();
-            for connected in opened {
-                connected.join().unwrap().unwrap();
-            }
-        });
+        for _ in 0..50 {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("t.db");
+            // In the mode that a file of another program has.
+            Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+            let settings = Settings { key: "sink.path", path, busy_timeout: Duration::from_secs(60) };
+            std::thread::scope(|scope| {
+                let opened: Vec<_> = (0..8).map(|_| scope.spawn(|| settings.connect().map(drop))).collect();
+                for connected in opened {
+                    connected.join().unwrap().unwrap();
+                }
+            });
+        }
     }
 
     #[test]
