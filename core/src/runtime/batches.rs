@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -50,6 +50,17 @@ pub(crate) struct Batches {
     next: u64,
     entries: BTreeMap<BatchId, Entry>,
     spill: Option<SpillFile>,
+    recent: Recent,
+}
+
+/// Spilled batches that were read back last, the oldest first: of several partitions that are merged, each
+/// transaction may be in another one's batch. They are beside the budget.
+#[derive(Debug)]
+struct Recent {
+    batches: VecDeque<(BatchId, Arc<ChangeBatch>)>,
+    bytes: usize,
+    /// Half of the budget: the heads of a dozen partitions in the default one.
+    limit: usize,
 }
 
 #[derive(Debug)]
@@ -62,12 +73,46 @@ struct Entry {
 #[derive(Debug)]
 enum Place {
     Memory(Arc<ChangeBatch>, #[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
-    Disk { at: u64, len: usize, schemas: Vec<Arc<TableSchema>> },
+    /// `loaded` by a unit that is not applied yet, or lately.
+    Disk {
+        at: u64,
+        len: usize,
+        schemas: Vec<Arc<TableSchema>>,
+        loaded: Weak<ChangeBatch>,
+    },
+}
+
+impl Recent {
+    /// This one is used now.
+    fn touch(&mut self, id: BatchId, batch: &Arc<ChangeBatch>) {
+        if self.batches.back().is_some_and(|(last, _)| *last == id) {
+            return;
+        }
+        self.forget(id);
+        self.bytes += batch.memory_size();
+        self.batches.push_back((id, Arc::clone(batch)));
+        while self.bytes > self.limit
+            && self.batches.len() > 1
+            && let Some((_, oldest)) = self.batches.pop_front()
+        {
+            self.bytes -= oldest.memory_size();
+        }
+    }
+
+    fn forget(&mut self, id: BatchId) {
+        if let Some(at) = self.batches.iter().position(|(known, _)| *known == id)
+            && let Some((_, batch)) = self.batches.remove(at)
+        {
+            self.bytes -= batch.memory_size();
+        }
+    }
 }
 
 impl Batches {
     pub(crate) fn new(budget: Budget) -> Self {
-        Self { budget, next: 0, entries: BTreeMap::new(), spill: None }
+        let limit = budget.total as usize * BYTES_PER_PERMIT / 2;
+        let recent = Recent { batches: VecDeque::new(), bytes: 0, limit };
+        Self { budget, next: 0, entries: BTreeMap::new(), spill: None, recent }
     }
 
     /// Keeps a batch. One without changes needs no keeping; it still gets an id.
@@ -107,6 +152,7 @@ impl Batches {
             entry.remaining = entry.remaining.saturating_sub(changes);
             if entry.remaining == 0 {
                 self.entries.remove(&id);
+                self.recent.forget(id);
             }
         }
         if self.entries.is_empty() {
@@ -131,7 +177,7 @@ impl Batches {
                 none => none.insert(SpillFile::create()?),
             };
             let (at, len) = file.append(&batch.spill()?)?;
-            entry.place = Place::Disk { at, len, schemas: batch.schemas().to_vec() };
+            entry.place = Place::Disk { at, len, schemas: batch.schemas().to_vec(), loaded: Weak::new() };
         }
         Ok(())
     }
@@ -139,12 +185,18 @@ impl Batches {
     fn get(&mut self, id: BatchId) -> Result<Arc<ChangeBatch>> {
         let entry = self
             .entries
-            .get(&id)
+            .get_mut(&id)
             .ok_or_else(|| Error::fatal(format!("the orderer emitted batch {} which is not waiting", id.0)))?;
-        match (&entry.place, &mut self.spill) {
+        match (&mut entry.place, &mut self.spill) {
             (Place::Memory(batch, _), _) => Ok(Arc::clone(batch)),
-            (Place::Disk { at, len, schemas }, Some(file)) => {
-                ChangeBatch::unspill(schemas.clone(), &file.read(*at, *len)?).map(Arc::new)
+            (Place::Disk { at, len, schemas, loaded }, Some(file)) => {
+                let batch = match loaded.upgrade() {
+                    Some(batch) => batch,
+                    None => Arc::new(ChangeBatch::unspill(schemas.clone(), &file.read(*at, *len)?)?),
+                };
+                *loaded = Arc::downgrade(&batch);
+                self.recent.touch(id, &batch);
+                Ok(batch)
             }
             (Place::Disk { .. }, None) => Err(Error::fatal("a spilled batch has no file")),
         }
@@ -182,5 +234,59 @@ impl SpillFile {
             .and_then(|_| self.file.read_exact(&mut bytes))
             .map_err(|e| Error::transient("cannot read the spill file").because(e))?;
         Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BatchBuilder, Column, DataType, Op, PartitionId, Position, TableName, Transaction, ValueRef};
+
+    fn batch(rows: i64) -> Arc<ChangeBatch> {
+        let schema = Arc::new(TableSchema {
+            name: TableName::new("public", "t"),
+            columns: vec![Column::new("id", DataType::Int64)],
+            key: vec![0],
+        });
+        let mut batch = BatchBuilder::new(PartitionId::new("all"));
+        let slot = batch.schema(&schema);
+        batch.begin(Transaction::default(), 1);
+        for id in 0..rows {
+            batch.change(Op::Insert, slot);
+            batch.push(ValueRef::Int(id));
+        }
+        batch.commit(Position::default());
+        Arc::new(batch.finish(Position::default(), None).unwrap())
+    }
+
+    /// Transactions of several partitions are merged out of many spilled batches, one change at a time.
+    #[tokio::test]
+    async fn a_spilled_batch_is_read_once_while_it_is_used() {
+        let budget = Budget::new(64 << 10);
+        let mut batches = Batches::new(budget.clone());
+        let mut ids = Vec::new();
+        let size = batch(500).memory_size();
+        while !budget.is_tight() {
+            ids.push(batches.add(batch(500), budget.reserve(size).await.unwrap()));
+        }
+        batches.spill_if_tight().unwrap();
+        assert!(batches.entries.values().all(|e| matches!(e.place, Place::Disk { .. })) && !budget.is_tight());
+
+        // Shared as long as anybody has it.
+        let held: Vec<_> = ids.iter().map(|id| batches.get(*id).unwrap()).collect();
+        for (id, held) in ids.iter().zip(&held) {
+            assert!(Arc::ptr_eq(held, &batches.get(*id).unwrap()) && held.len() == 500);
+        }
+        // And kept for a while after that, within the limit.
+        drop(held);
+        let kept = batches.recent.batches.len();
+        assert!(kept >= 1 && batches.recent.bytes <= 32 << 10, "{kept} of {}", ids.len());
+        let (id, last) = batches.recent.batches.back().cloned().unwrap();
+        assert!(Arc::ptr_eq(&last, &batches.get(id).unwrap()));
+
+        for id in ids {
+            batches.applied(id, 500);
+        }
+        assert!(batches.recent.batches.is_empty() && batches.recent.bytes == 0 && batches.spill.is_none());
     }
 }
