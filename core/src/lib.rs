@@ -36,7 +36,8 @@
 //!
 //! # Where to read next
 //! [`Pipeline`] builds and starts; `runtime/mod.rs` runs (attempts), `runtime/stream.rs` is its loop;
-//! `runtime/workers` shares partitions, [`leases`] says how; `runtime/shard_writers` writes each shard by itself; `control` decides about drain and pause;
+//! `runtime/workers` shares partitions, [`leases`] says how; `runtime/shard_writers` writes each shard by
+//! itself; `control` decides about drain and pause;
 //! [`orderer`] decides the order; [`net_effect`] folds a unit for bulk writing; [`memory`] has the
 //! reference source and sink, the shortest complete connectors there are.
 
@@ -46,6 +47,7 @@ pub mod control;
 pub mod dead_letter;
 mod durable_file;
 mod error;
+mod hash;
 pub mod leases;
 pub mod mapping;
 pub mod memory;

@@ -7,10 +7,11 @@ use std::time::Duration;
 use super::lanes::{BatchNotes, Lanes, Share};
 use super::ledger::{Ledger, Track};
 use super::merge::Merge;
-use super::route::{Fnv, ShardLanes};
+use super::route::ShardLanes;
 use super::transactions::Size;
 use super::{Orderer, UnitLimits};
 use crate::error::Result;
+use crate::hash::Fnv;
 use crate::model::{BatchId, ChangeBatch, OrderedUnit, Partition, PartitionId, Piece, Progress, Timestamp, UnitId};
 
 /// Applies the changes of each shard sorted by commit time, transaction and number, window by window.

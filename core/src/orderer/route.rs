@@ -3,31 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::hash::Fnv;
 use crate::model::{ChangeBatch, ChangeRef, Op, RowRef, TableName, TableSchema};
 use crate::net_effect::{has_comparable_key, key_bytes};
-
-/// The 64-bit FNV-1a hash, <https://datatracker.ietf.org/doc/html/draft-eastlake-fnv>. Small, and
-/// stable over versions and machines, as the hashers of the standard library are not.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Fnv(u64);
-
-impl Fnv {
-    pub(super) fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    #[must_use]
-    pub(super) fn with(mut self, bytes: &[u8]) -> Self {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-        self
-    }
-
-    pub(super) fn modulo(self, lanes: u32) -> u32 {
-        (self.0 % u64::from(lanes.max(1))) as u32
-    }
-}
 
 /// Where a change goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -310,7 +310,8 @@ async fn progress(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
 }
 
 /// Copies a unit of a snapshot. A row that is there already (the last try did commit, though its
-/// answer was lost, or a row that changed is in two chunks of a copy that goes on) makes `COPY` fail: then the rows are upserted.
+/// answer was lost, or a row that changed is in two chunks of a copy that goes on) makes `COPY` fail:
+/// then the rows are upserted.
 async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit: &Unit) -> Result<(), Failure> {
     fence_snapshot(applier, shared, lane).await;
     savepoint(applier, unit).await;

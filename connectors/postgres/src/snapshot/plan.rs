@@ -1,6 +1,6 @@
 //! How the copy of a table is cut into chunks: kept in the checkpoint until the table is copied.
 
-use anabranch_core::{Chunk, Error, Result, TableName, TableSchema};
+use anabranch_core::{Chunk, Error, Result, TableName};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 
@@ -53,7 +53,7 @@ impl Plan {
             Leaf { relation, oid: row.get(4), file: row.get(5), chunks, rows }
         };
         let leaves = rows.iter().map(leaf).collect();
-        let (pages, timeline, schema) = (source.chunk_pages, timeline.to_owned(), digest(&table.schema)?);
+        let (pages, timeline, schema) = (source.chunk_pages, timeline.to_owned(), table.schema.digest());
         Ok(Self { pages, leaves, timeline, schema, fingerprint })
     }
 
@@ -96,13 +96,4 @@ impl Plan {
         }
         Ok(())
     }
-}
-
-/// FNV-1a of the schema, which is the same in every version.
-fn digest(schema: &TableSchema) -> Result<String> {
-    let text = serde_json::to_string(schema).map_err(|e| Error::fatal("a schema cannot be stored").because(e))?;
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    Ok(format!("{hash:016x}"))
 }

@@ -20,7 +20,7 @@ use crate::model::{SnapshotPhase, TableName, TableSchema, TableSnapshot};
 use crate::pipeline::{Phase, Shared, SnapshotMode};
 use crate::sink::LanePurpose;
 use crate::source::{ChangedRows, Chunk, Snapshot};
-use resume::{Resumed, digest};
+use resume::Resumed;
 use worker::{ChunkDone, Queue, Worker};
 
 /// Copies every table that is not copied yet, also one that was published after the others were
@@ -127,7 +127,7 @@ async fn require_empty(target: &dyn TargetSchema, table: &TableSchema) -> Result
 async fn plan(session: &mut Session, snapshot: &dyn Snapshot, tables: &[TableSchema], resumed: &Resumed) -> Result<()> {
     for table in tables {
         let chunks = snapshot.chunks().iter().filter(|c| c.table == table.name).count() as u32;
-        let goal = session.tables.iter().find(|(source, _)| source.name == table.name).map(|(_, goal)| digest(goal));
+        let goal = session.tables.iter().find(|(source, _)| source.name == table.name).map(|(_, goal)| goal.digest());
         let progress = &mut session.keeper.checkpoint.snapshot;
         if let Some(before) = progress.tables.get(&table.name).filter(|_| resumed.goes_on(&table.name)) {
             if before.chunks != chunks {

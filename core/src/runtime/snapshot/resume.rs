@@ -83,7 +83,7 @@ async fn obstacle(session: &Session, table: &TableName, before: &TableSnapshot) 
         return Ok(Some("it is not in the target"));
     };
     let Some(target) = session.spec.sink.target() else { return Ok(Some("the target does not describe its tables")) };
-    if before.target.as_ref() != Some(&digest(goal)) {
+    if before.target.as_ref() != Some(&goal.digest()) {
         return Ok(Some("its table in the target is another one than when it began"));
     }
     if goal.key.is_empty() {
@@ -100,13 +100,4 @@ async fn obstacle(session: &Session, table: &TableName, before: &TableSnapshot) 
         return Ok(Some("what was copied is not in the target"));
     }
     Ok(None)
-}
-
-/// Tells a target table, with its columns and key, from another. FNV-1a, which is the same in every version.
-pub(super) fn digest(table: &TableSchema) -> String {
-    let text = serde_json::to_string(table).unwrap_or_default();
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{hash:016x}")
 }
