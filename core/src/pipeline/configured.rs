@@ -281,18 +281,12 @@ impl Pipeline {
         }
     }
 
-    /// What the stores tell is durable, and a shard's error that keeps it from becoming more. The letters are counted after the positions are read: a row is
-    /// a letter before its position is passed.
+    /// What the stores tell is durable, and a shard's error that keeps it from becoming more.
     async fn look(&self) -> Result<(Option<Durable>, Option<Error>)> {
         if let Some(writers) = &self.each_shard {
             return writers.durable().await;
         }
-        let Some(stored) = stored::load(&self.spec).await? else { return Ok((None, None)) };
-        let open = match &self.spec.dead_letters {
-            Some(store) => store.open_count(&self.spec.name).await?,
-            None => 0,
-        };
-        Ok((Some(stored.durable(open)), None))
+        Ok((stored::durable(&self.spec).await?, None))
     }
 
     fn never_ran(&self) -> Error {

@@ -274,12 +274,7 @@ impl ShardWriters {
             return Ok((None, Some(halted(&[(shard.to_owned(), reason)], of))));
         }
         let spec = self.pipeline(shard)?.spec;
-        let Some(stored) = stored::load(&spec).await? else { return Ok((None, None)) };
-        let open = match &spec.dead_letters {
-            Some(store) => store.open_count(&spec.name).await?,
-            None => 0,
-        };
-        Ok((Some(stored.durable(open)), None))
+        Ok((stored::durable(&spec).await?, None))
     }
 
     /// Marks the present of each shard that there is.

@@ -43,6 +43,7 @@ pub use workers::{Workers, WorkersConfig};
 
 use crate::checkpointer::Checkpointer;
 use crate::dead_letter::DeadLetterStore;
+use crate::error::Result;
 use crate::leases::{CheckpointLeases, Leases};
 use crate::mapping::preflight::LossyConsent;
 use crate::orderer::{ShardLanes, UnitLimits};
@@ -156,6 +157,14 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
+    /// How many dead letters are open.
+    pub(crate) async fn open_letters(&self) -> Result<u64> {
+        match &self.dead_letters {
+            Some(store) => store.open_count(&self.name).await,
+            None => Ok(0),
+        }
+    }
+
     /// Where the leases are, if partitions are shared.
     pub(crate) fn leases(&self) -> Option<Arc<dyn Leases>> {
         let workers = self.workers.as_ref()?;

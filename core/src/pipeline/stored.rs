@@ -74,6 +74,13 @@ pub(crate) async fn checked(spec: &Spec, mut stored: Option<Stored>) -> Result<O
     }
 }
 
+/// What the stores tell is durable; `None` if the pipeline never ran. The letters are counted after the
+/// positions are read: a row is a letter before its position is passed.
+pub(crate) async fn durable(spec: &Spec) -> Result<Option<Durable>> {
+    let Some(stored) = load(spec).await? else { return Ok(None) };
+    Ok(Some(stored.durable(spec.open_letters().await?)))
+}
+
 /// As [`load`], while the target does not answer: what the checkpointer knows, which may be older.
 pub(crate) async fn load_without_target(spec: &Spec) -> Result<Option<Stored>> {
     let loaded = spec.checkpointer.load(&spec.name).await?;

@@ -357,10 +357,7 @@ impl Worker {
             }
             entry.safe_time = entry.safe_time.max(own.safe_times.get(id).copied());
         }
-        let open = match &self.spec.dead_letters {
-            Some(store) => store.open_count(&self.spec.name).await?,
-            None => 0,
-        };
+        let open = self.spec.open_letters().await?;
         let (safe_time, counters) = (now.safe_time(), now.checkpoint.counters);
         self.shared.watermark(Watermark::of(&now, open), safe_time, counters, waiting);
         Ok(())
