@@ -16,11 +16,13 @@ use aws_smithy_types::date_time::Format;
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 
+use crate::answer::Bodies;
+
 /// A server that does not take the connection in this time is down, or the address is wrong.
 const CONNECT: Duration = Duration::from_secs(5);
 
 /// The largest answers are pages of 1 MB. A call that takes longer than this is lost.
-const CALL: Duration = Duration::from_secs(30);
+pub(crate) const CALL: Duration = Duration::from_secs(30);
 
 /// How to reach one side: source, target or leases. What is not set comes from the AWS SDK's usual
 /// chain: environment, profile files, SSO, credential processes, container and machine roles.
@@ -101,7 +103,7 @@ impl Access {
     /// [`Config`](anabranch_core::ErrorKind::Config) for a missing region or an address that is none.
     pub async fn dynamodb(&self, section: &str) -> Result<aws_sdk_dynamodb::Client> {
         let config = self.load(section).await?;
-        let mut builder = aws_sdk_dynamodb::config::Builder::from(&config);
+        let mut builder = aws_sdk_dynamodb::config::Builder::from(&config).interceptor(Bodies);
         if let Some(clock) = &self.clock {
             builder = builder.interceptor(clock.clone());
         }
@@ -114,7 +116,7 @@ impl Access {
     /// As [`Access::dynamodb`].
     pub async fn streams(&self, section: &str) -> Result<aws_sdk_dynamodbstreams::Client> {
         let config = self.load(section).await?;
-        let mut builder = aws_sdk_dynamodbstreams::config::Builder::from(&config);
+        let mut builder = aws_sdk_dynamodbstreams::config::Builder::from(&config).interceptor(Bodies);
         if let Some(clock) = &self.clock {
             builder = builder.interceptor(clock.clone());
         }

@@ -5,6 +5,7 @@
 //! - [`types`]: attributes as columns, and columns as attributes.
 //! - [`bookkeeping`]: the attributes that this library may add to items.
 
+mod answer;
 pub mod bookkeeping;
 mod calls;
 mod checkpointer;

@@ -126,9 +126,9 @@ pub(crate) fn value_of<'a, A: Attribute>(
             Ok(ValueRef::Float(v.parse().map_err(|_| format!("is {v:?}, not a number"))?))
         }
         (DataType::Array(of), view) => match (&**of, view) {
-            (DataType::Text { .. }, View::Ss(all)) => Ok(set(all.iter().map(String::as_str), scratch)),
+            (DataType::Text { .. }, View::Ss(all)) => Ok(set(all.iter().map(AsRef::as_ref), scratch)),
             (DataType::Decimal { .. }, View::Ns(all)) => {
-                let all: Option<Vec<String>> = all.iter().map(|n| number::canonical(n)).collect();
+                let all: Option<Vec<String>> = all.iter().map(|n| number::canonical(n.as_ref())).collect();
                 let all = all.ok_or("holds a number that is none")?;
                 Ok(set(all.iter().map(String::as_str), scratch))
             }

@@ -47,21 +47,20 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         let date = state.http_date();
         let (status, output) = match outcome {
             Ok(output) => (200, output),
-            Err(failure) => (failure.status(), failure.body()),
+            Err(failure) => (failure.status(), bytes(&failure.body())),
         };
         (status, output, date)
     };
-    let body = serde_json::to_vec(&output).unwrap_or_default();
     let response = Response::builder()
         .status(status)
         .header("content-type", "application/x-amz-json-1.0")
         .header("date", date)
-        .body(Full::new(Bytes::from(body)));
+        .body(Full::new(Bytes::from(output)));
     Ok(response.unwrap_or_default())
 }
 
 impl State {
-    fn call(&mut self, operation: &str, input: &Value) -> Result<Value, Failure> {
+    fn call(&mut self, operation: &str, input: &Value) -> Result<Vec<u8>, Failure> {
         let calls = self.calls.entry(operation.to_owned()).or_default();
         *calls += 1;
         let calls = *calls;
@@ -77,8 +76,10 @@ impl State {
         outcome
     }
 
-    fn dispatch(&mut self, operation: &str, input: &Value) -> Result<Value, Failure> {
-        match operation {
+    fn dispatch(&mut self, operation: &str, input: &Value) -> Result<Vec<u8>, Failure> {
+        let answer = match operation {
+            "Scan" => return self.scan(input),
+            "GetRecords" => return self.get_records(input),
             "CreateTable" => self.create(input),
             "DescribeTable" => self.describe(input),
             "UpdateTable" => self.update_table(input),
@@ -89,11 +90,14 @@ impl State {
             "DeleteItem" => self.delete_item(input),
             "BatchWriteItem" => self.batch_write(input),
             "TransactWriteItems" => self.transact_write(input),
-            "Scan" => self.scan(input),
             "DescribeStream" => self.describe_stream(input),
             "GetShardIterator" => self.get_iterator(input),
-            "GetRecords" => self.get_records(input),
             other => Err(Failure::new("UnknownOperationException", format!("{other} is not made up here"))),
-        }
+        };
+        answer.map(|answer| bytes(&answer))
     }
+}
+
+fn bytes(answer: &Value) -> Vec<u8> {
+    serde_json::to_vec(answer).unwrap_or_default()
 }

@@ -1,11 +1,9 @@
 //! Items as JSON: tagged (DynamoDB-JSON, which loses nothing) and plain (for people and for SQL).
 
-use std::collections::HashMap;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::attribute::{Attribute, View};
+use super::attribute::{Attribute, Item, View};
 use super::number;
 
 /// How an item is written.
@@ -18,16 +16,14 @@ pub(crate) enum Form {
 }
 
 /// Appends the attributes that `keep` lets through, sorted by name: equal items give equal texts.
-pub(crate) fn write_item<A: Attribute>(
-    item: &HashMap<String, A>,
+pub(crate) fn write_item<I: Item>(
+    item: &I,
     form: Form,
     keep: impl Fn(&str) -> bool,
     out: &mut String,
 ) -> Result<(), &'static str> {
-    let mut names: Vec<(&String, &A)> = item.iter().filter(|(name, _)| keep(name)).collect();
-    names.sort_unstable_by_key(|(name, _)| *name);
     out.push('{');
-    for (n, (name, value)) in names.into_iter().enumerate() {
+    for (n, (name, value)) in item.sorted().filter(|(name, _)| keep(name)).enumerate() {
         if n > 0 {
             out.push(',');
         }
@@ -54,7 +50,7 @@ pub(crate) fn write<A: Attribute>(value: &A, form: Form, out: &mut String) -> Re
         View::Bool(v) => out.push_str(if v { "true" } else { "false" }),
         View::Null => out.push_str(if form == Form::Tagged { "true" } else { "null" }),
         View::Ss(v) => {
-            let mut all: Vec<&String> = v.iter().collect();
+            let mut all: Vec<&str> = v.iter().map(AsRef::as_ref).collect();
             all.sort_unstable();
             list(all, out, |v, out| {
                 text(v, out);
@@ -62,7 +58,7 @@ pub(crate) fn write<A: Attribute>(value: &A, form: Form, out: &mut String) -> Re
             })?;
         }
         View::Ns(v) => {
-            let mut all: Vec<&String> = v.iter().collect();
+            let mut all: Vec<&str> = v.iter().map(AsRef::as_ref).collect();
             all.sort_unstable();
             list(all, out, |v, out| one_number(v, form, out))?;
         }

@@ -5,3 +5,4 @@ pub(crate) mod attribute;
 pub(crate) mod document;
 pub(crate) mod number;
 pub(crate) mod read;
+pub(crate) mod wire;

@@ -43,7 +43,9 @@ pub(crate) fn plain(text: &str) -> Result<AttributeValue, serde_json::Error> {
     })
 }
 
-struct Tagged(AttributeValue);
+/// An attribute of tagged JSON.
+#[derive(Debug)]
+pub(super) struct Tagged(pub(super) AttributeValue);
 
 impl<'de> Deserialize<'de> for Tagged {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
@@ -93,12 +95,12 @@ fn blob<E: serde::de::Error>(text: &str) -> Result<Blob, E> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::document::{Form, write, write_item};
     use super::*;
     use proptest::prelude::*;
 
-    fn any_attribute() -> impl Strategy<Value = AttributeValue> {
+    pub(in super::super) fn any_attribute() -> impl Strategy<Value = AttributeValue> {
         let number = "-?[1-9][0-9]{0,37}";
         let bytes = proptest::collection::vec(any::<u8>(), 0..8).prop_map(Blob::new);
         let leaf = prop_oneof![

@@ -1,6 +1,5 @@
 //! What of an item goes into which column.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use anabranch_core::{BatchBuilder, Column, Error, OldImage, Result, TableName, TableSchema, ValueRef};
@@ -9,7 +8,7 @@ use aws_sdk_dynamodb::types::{AttributeDefinition, KeySchemaElement, KeyType, Sc
 use super::Settings;
 use crate::bookkeeping::{GLOBAL_TABLES, PREFIX};
 use crate::config::{Document, OnMismatch};
-use crate::decode::attribute::Attribute;
+use crate::decode::attribute::Item;
 use crate::decode::document::{self, Form};
 use crate::types;
 
@@ -92,12 +91,7 @@ impl Layout {
     }
 
     /// Pushes the row of an item.
-    pub(crate) fn row<A: Attribute>(
-        &self,
-        item: &HashMap<String, A>,
-        batch: &mut BatchBuilder,
-        scratch: &mut String,
-    ) -> Result<()> {
+    pub(crate) fn row<I: Item>(&self, item: &I, batch: &mut BatchBuilder, scratch: &mut String) -> Result<()> {
         for (index, column) in self.schema.columns.iter().enumerate() {
             if self.document.is_some() && index + 1 == self.schema.columns.len() {
                 self.document(item, batch, scratch)?;
@@ -109,12 +103,7 @@ impl Layout {
     }
 
     /// Pushes the old row of an item of which only the key is known.
-    pub(crate) fn key<A: Attribute>(
-        &self,
-        keys: &HashMap<String, A>,
-        batch: &mut BatchBuilder,
-        scratch: &mut String,
-    ) -> Result<()> {
+    pub(crate) fn key<I: Item>(&self, keys: &I, batch: &mut BatchBuilder, scratch: &mut String) -> Result<()> {
         batch.old_row(OldImage::Key);
         for (index, column) in self.schema.columns.iter().enumerate() {
             if self.schema.is_key(index) {
@@ -126,16 +115,16 @@ impl Layout {
         Ok(())
     }
 
-    fn attribute<A: Attribute>(
+    fn attribute<I: Item>(
         &self,
         index: usize,
         column: &Column,
-        item: &HashMap<String, A>,
+        item: &I,
         batch: &mut BatchBuilder,
         scratch: &mut String,
     ) -> Result<()> {
         let is_key = self.schema.is_key(index);
-        let Some(attribute) = item.get(&column.name) else {
+        let Some(attribute) = item.attribute(&column.name) else {
             if is_key {
                 return Err(Error::fatal(format!(
                     "an item of {} came without its key {}",
@@ -160,12 +149,7 @@ impl Layout {
         Ok(())
     }
 
-    fn document<A: Attribute>(
-        &self,
-        item: &HashMap<String, A>,
-        batch: &mut BatchBuilder,
-        scratch: &mut String,
-    ) -> Result<()> {
+    fn document<I: Item>(&self, item: &I, batch: &mut BatchBuilder, scratch: &mut String) -> Result<()> {
         let Some(form) = self.document else { return Ok(()) };
         let keep = |name: &str| {
             !name.starts_with(PREFIX)
@@ -180,7 +164,7 @@ impl Layout {
     }
 
     /// The key of an item, for messages.
-    fn name_of<A: Attribute>(&self, item: &HashMap<String, A>) -> String {
+    fn name_of<I: Item>(&self, item: &I) -> String {
         let mut text = String::new();
         let is_key = |name: &str| self.schema.key_columns().any(|c| c.name == name);
         // An unknown type in a key is told as an empty one.

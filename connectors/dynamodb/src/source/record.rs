@@ -1,18 +1,16 @@
 //! Stream records as changes.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use anabranch_core::{BatchBuilder, Error, OldImage, Op, Position, Result, Timestamp, Transaction};
-use aws_sdk_dynamodbstreams::types::{AttributeValue, OperationType, Record, StreamRecord};
 
 use super::Settings;
 use super::position::Ranks;
 use super::setup::Table;
 use crate::bookkeeping::{DELETED, MARKER, ORIGIN, written_by};
 use crate::config::TtlDeletes;
-
-type Image = HashMap<String, AttributeValue>;
+use crate::decode::attribute::Item as _;
+use crate::decode::wire::{Data, Item, Record, Text, Value};
 
 /// The user of deletes by time to live (developer guide, "DynamoDB Streams and Time to Live").
 const TTL_USER: &str = "dynamodb.amazonaws.com";
@@ -36,19 +34,19 @@ pub(super) struct Page {
 pub(super) fn decode(
     settings: &Settings,
     table: &Table,
-    records: &[Record],
+    records: &[Record<'_>],
     batch: &mut BatchBuilder,
 ) -> Result<Option<Page>> {
     let mut ranks = Ranks::new(table.stream()?.epoch, records.len());
     let mut scratch = String::new();
     let mut page: Option<Page> = None;
     for record in records {
-        let Some(data) = record.dynamodb() else { return Err(strange(table, record, "has no data")) };
-        let Some(sequence) = data.sequence_number() else {
+        let Some(data) = &record.data else { return Err(strange(table, record, "has no data")) };
+        let Some(sequence) = &data.sequence_number else {
             return Err(strange(table, record, "has no sequence number"));
         };
-        let (rank, end) = ranks.of(sequence)?;
-        let time = data.approximate_creation_date_time().and_then(timestamp);
+        let (rank, end) = ranks.of(sequence.as_str())?;
+        let time = data.time();
         if let Some(change) = Change::of(settings, table, record, data)? {
             let transaction = Transaction {
                 rank,
@@ -61,10 +59,9 @@ pub(super) fn decode(
             change.write(settings, table, batch, &mut scratch)?;
             batch.commit(end.clone());
         }
-        let bytes = data.size_bytes().and_then(|b| u64::try_from(b).ok()).unwrap_or(0);
         let page = page.get_or_insert_with(|| Page { end: Position::default(), times: None, bytes: 0 });
         page.end = end;
-        page.bytes += bytes;
+        page.bytes += data.size_bytes.unwrap_or(0);
         if let Some(time) = time {
             page.times = Some((page.times.map_or(time, |(first, _)| first), time));
         }
@@ -75,39 +72,42 @@ pub(super) fn decode(
 /// A change, borrowed from its record.
 struct Change<'a> {
     op: Op,
-    keys: &'a Image,
-    old: Option<&'a Image>,
-    new: Option<&'a Image>,
+    keys: &'a Item<'a>,
+    old: Option<&'a Item<'a>>,
+    new: Option<&'a Item<'a>>,
     origin: Option<&'a str>,
     by_ttl: bool,
 }
 
 impl<'a> Change<'a> {
     /// `None` for a record that is no change of a row: a marker, an echo, the end of a tombstone.
-    fn of(settings: &Settings, table: &Table, record: &'a Record, data: &'a StreamRecord) -> Result<Option<Self>> {
-        let Some(keys) = data.keys() else { return Err(strange(table, record, "has no key")) };
-        let (old, new) = (data.old_image(), data.new_image());
-        if [old, new].into_iter().flatten().any(|image| image.contains_key(MARKER)) {
+    fn of(settings: &Settings, table: &Table, record: &'a Record<'a>, data: &'a Data<'a>) -> Result<Option<Self>> {
+        let Some(keys) = &data.keys else { return Err(strange(table, record, "has no key")) };
+        let (old, new) = (data.old_image.as_ref(), data.new_image.as_ref());
+        if [old, new].into_iter().flatten().any(|image| image.attribute(MARKER).is_some()) {
             return Ok(None);
         }
-        let marker = |image: Option<&'a Image>| image?.get(ORIGIN)?.as_s().ok().map(String::as_str);
+        let marker = |image: Option<&'a Item<'a>>| match image?.attribute(ORIGIN)? {
+            Value::S(marker) => Some(marker.as_str()),
+            _ => None,
+        };
         // An application that changes an item leaves the marker of an earlier write where it was.
         let origin = written_by(marker(new), marker(old));
         if origin.is_some_and(|o| settings.skip_origins.iter().any(|skip| skip == o)) {
             return Ok(None);
         }
-        let by_ttl = record.user_identity().is_some_and(|u| u.principal_id() == Some(TTL_USER));
-        let is_tombstone = |image: Option<&Image>| image.is_some_and(|i| i.contains_key(DELETED));
-        let op = match record.event_name() {
-            Some(OperationType::Insert | OperationType::Modify) if is_tombstone(new) => Op::Delete,
-            Some(OperationType::Insert) => Op::Insert,
-            Some(OperationType::Modify) if is_tombstone(old) => Op::Insert,
-            Some(OperationType::Modify) => Op::Update,
-            Some(OperationType::Remove) if is_tombstone(old) => return Ok(None),
-            Some(OperationType::Remove) if by_ttl && settings.ttl_deletes == TtlDeletes::Skip => return Ok(None),
-            Some(OperationType::Remove) => Op::Delete,
+        let by_ttl = record.user.as_ref().and_then(|u| u.principal.as_ref()).is_some_and(|p| p.as_str() == TTL_USER);
+        let is_tombstone = |image: Option<&Item<'_>>| image.is_some_and(|i| i.attribute(DELETED).is_some());
+        let op = match record.event.as_ref().map(Text::as_str) {
+            Some("INSERT" | "MODIFY") if is_tombstone(new) => Op::Delete,
+            Some("INSERT") => Op::Insert,
+            Some("MODIFY") if is_tombstone(old) => Op::Insert,
+            Some("MODIFY") => Op::Update,
+            Some("REMOVE") if is_tombstone(old) => return Ok(None),
+            Some("REMOVE") if by_ttl && settings.ttl_deletes == TtlDeletes::Skip => return Ok(None),
+            Some("REMOVE") => Op::Delete,
             other => {
-                let name = other.map_or("no", OperationType::as_str);
+                let name = other.unwrap_or("no");
                 return Err(strange(table, record, &format!("has {name} event, which this version does not know")));
             }
         };
@@ -137,11 +137,6 @@ impl<'a> Change<'a> {
     }
 }
 
-fn timestamp(time: &aws_smithy_types::DateTime) -> Option<Timestamp> {
-    let micros = time.secs().checked_mul(1_000_000)?.checked_add(i64::from(time.subsec_nanos() / 1000))?;
-    Some(Timestamp::from_micros(micros))
-}
-
-fn strange(table: &Table, record: &Record, what: &str) -> Error {
-    Error::fatal(format!("the record {} of {} {what}", record.event_id().unwrap_or("?"), table.name))
+fn strange(table: &Table, record: &Record<'_>, what: &str) -> Error {
+    Error::fatal(format!("the record {} of {} {what}", record.id.as_ref().map_or("?", Text::as_str), table.name))
 }

@@ -14,14 +14,22 @@ use anabranch_core::{
     TableName, TableSchema, TableSnapshot, Timestamp, Transaction,
 };
 use async_trait::async_trait;
+use aws_sdk_dynamodb::config::http::HttpResponse;
+use aws_sdk_dynamodb::error::SdkError;
+use aws_sdk_dynamodb::operation::scan::ScanError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnConsumedCapacity};
+use bytes::Bytes;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::pace::Pace;
 use super::setup::Table;
 use super::spool::{self, Spooling};
 use super::{Connected, DynamoDb, RETENTION};
+use crate::answer;
 use crate::bookkeeping::{DELETED, MARKER};
+use crate::decode::attribute::Item as _;
+use crate::decode::wire::{Item, Scanned};
 use crate::error::{classify, code, is_throttle};
 
 /// The stream is replayed from this long before the scan: eventually consistent reads are behind by
@@ -194,6 +202,7 @@ impl Snapshot for Scan {
             segments,
             consistent: self.connected.now().micros_since(enabled) < YOUNG,
             after: None,
+            call: None,
             done: false,
             pace: Pace::new(self.connected.settings.poll),
             failures: 0,
@@ -210,7 +219,10 @@ struct SegmentReader {
     segment: i32,
     segments: i32,
     consistent: bool,
+    /// The last key of the page before.
     after: Option<HashMap<String, AttributeValue>>,
+    /// The call for the page behind it, if it is under way.
+    call: Option<Call>,
     done: bool,
     pace: Pace,
     failures: u32,
@@ -223,44 +235,70 @@ impl SegmentReader {
         if let Some(error) = self.spooling.as_ref().and_then(|s| s.failure()) {
             return Err(error.context("the spool of the copy"));
         }
-        self.pace.wait().await;
-        self.capacity.wait().await;
-        let call = self.connected.clients().await?.tables.scan().table_name(&self.table.name);
-        let call = call.segment(self.segment).total_segments(self.segments);
-        let call = call.set_exclusive_start_key(self.after.clone()).consistent_read(self.consistent);
-        let answer = call.return_consumed_capacity(ReturnConsumedCapacity::Total).send().await;
-        let page = match answer {
-            Ok(page) => page,
+        let mut call = match self.call.take() {
+            Some(call) => call,
+            None => {
+                self.pace.wait().await;
+                self.capacity.wait().await;
+                self.call()?
+            }
+        };
+        let answer = (&mut call.0).await.map_err(|e| Error::fatal("a scan panicked").because(e))?;
+        let answer = match answer {
+            Ok(answer) => answer,
             Err(e) if code(&e).is_some_and(is_throttle) => {
                 self.pace.throttled();
                 return Ok(None);
             }
+            Err(e) => return self.failed(classify("dynamodb:Scan", format!("the table {}", self.table.name), e)),
+        };
+        let mut page = match Scanned::read(&answer) {
+            Ok(page) => page,
+            // Of something on the way, perhaps.
             Err(e) => {
-                let error = classify("dynamodb:Scan", format!("the table {}", self.table.name), e);
-                self.failures += 1;
-                if error.kind() != anabranch_core::ErrorKind::Transient || self.failures >= MAX_FAILURES {
-                    return Err(error);
-                }
-                self.pace.throttled();
-                return Ok(None);
+                let name = &self.table.name;
+                let strange = format!("dynamodb:Scan on the table {name}: the answer is not as documented");
+                return self.failed(Error::transient(strange).because(e));
             }
         };
         self.failures = 0;
         self.pace.busy();
-        self.capacity.consumed(page.consumed_capacity().and_then(|c| c.capacity_units()));
-        let batch = self.batch(page.items())?;
-        self.after = page.last_evaluated_key;
+        self.capacity.consumed(page.capacity());
+        self.after = page.last_key();
         self.done = self.after.is_none();
-        Ok(Some(batch))
+        if !self.done && self.capacity.is_unlimited() {
+            // Read while this page is decoded and applied.
+            self.call = Some(self.call()?);
+        }
+        self.batch(page.items()).map(Some)
     }
 
-    fn batch(&self, items: &[HashMap<String, AttributeValue>]) -> Result<Next> {
+    /// Asks for the page behind the last.
+    fn call(&self) -> Result<Call> {
+        let call = self.connected.connected()?.tables.scan().table_name(&self.table.name);
+        let call = call.segment(self.segment).total_segments(self.segments);
+        let call = call.set_exclusive_start_key(self.after.clone()).consistent_read(self.consistent);
+        let call = call.return_consumed_capacity(ReturnConsumedCapacity::Total);
+        Ok(Call(tokio::spawn(async move { answer::body(call.send()).await })))
+    }
+
+    /// The same page is asked for a few times before the copy is interrupted.
+    fn failed(&mut self, error: Error) -> Result<Option<Next>> {
+        self.failures += 1;
+        if error.kind() != anabranch_core::ErrorKind::Transient || self.failures >= MAX_FAILURES {
+            return Err(error);
+        }
+        self.pace.throttled();
+        Ok(None)
+    }
+
+    fn batch(&self, items: &[Item<'_>]) -> Result<Next> {
         let mut batch = BatchBuilder::new(PartitionId::new(self.table.name.as_str()));
         let mut scratch = String::new();
         let schema = batch.schema(self.table.layout.schema());
         batch.begin(Transaction::default(), 1);
         // Tombstones and markers are no rows.
-        for item in items.iter().filter(|i| !i.contains_key(DELETED) && !i.contains_key(MARKER)) {
+        for item in items.iter().filter(|i| i.attribute(DELETED).is_none() && i.attribute(MARKER).is_none()) {
             batch.change(Op::Insert, schema);
             batch.new_row();
             self.table.layout.row(item, &mut batch, &mut scratch)?;
@@ -292,6 +330,15 @@ impl ChangeReader for SegmentReader {
     }
 }
 
+/// A call of `Scan` under way.
+struct Call(JoinHandle<Result<Bytes, SdkError<ScanError, HttpResponse>>>);
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// What the segments of a table may consume together.
 #[derive(Debug)]
 struct Capacity {
@@ -303,6 +350,10 @@ struct Capacity {
 impl Capacity {
     fn new(per_second: Option<f64>) -> Self {
         Self { per_second, free_at: Mutex::new(Instant::now()) }
+    }
+
+    fn is_unlimited(&self) -> bool {
+        self.per_second.is_none()
     }
 
     fn free_at(&self) -> Instant {

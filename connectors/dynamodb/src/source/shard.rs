@@ -10,8 +10,9 @@ use anabranch_core::{
 use async_trait::async_trait;
 use aws_sdk_dynamodbstreams::config::http::HttpResponse;
 use aws_sdk_dynamodbstreams::error::SdkError;
-use aws_sdk_dynamodbstreams::operation::get_records::{GetRecordsError, GetRecordsOutput};
+use aws_sdk_dynamodbstreams::operation::get_records::GetRecordsError;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -21,6 +22,8 @@ use super::position::Token;
 use super::setup::{COPY_AGAIN, Table};
 use super::shards::{Listing, vanished_stream};
 use super::{Connected, RETENTION, record};
+use crate::answer;
+use crate::decode::wire::Records;
 use crate::error::{classify, code, is_throttle};
 
 /// A quiet shard gives an empty batch this often.
@@ -142,7 +145,7 @@ impl ShardReader {
         let answer = (&mut call.task).await;
         self.call = None;
         let e = match answer.map_err(|e| Error::fatal("a read of a shard panicked").because(e))? {
-            Ok(page) => return self.page(page, asked),
+            Ok(answer) => return self.page(&answer, asked),
             Err(e) => e,
         };
         match code(&e) {
@@ -162,20 +165,29 @@ impl ShardReader {
     }
 
     /// Not to be dropped in the middle: so nothing is awaited here.
-    fn page(&mut self, page: GetRecordsOutput, asked: Timestamp) -> Result<Option<ChangeBatch>> {
+    fn page(&mut self, answer: &[u8], asked: Timestamp) -> Result<Option<ChangeBatch>> {
+        let mut page = match Records::read(answer) {
+            Ok(page) => page,
+            // Of something on the way, perhaps.
+            Err(e) => {
+                let strange =
+                    format!("dynamodb:GetRecords on the shard {}: the answer is not as documented", self.shard);
+                return self.failed(Error::transient(strange).because(e)).map(|()| None);
+            }
+        };
         (self.failures, self.expired) = (0, 0);
-        self.iterator = page.next_shard_iterator;
+        self.iterator = page.next_shard_iterator.take();
         if self.iterator.is_none() {
             self.ended = Some(Children::of(&self.shard, self.was_open));
         }
         self.was_open = true;
-        let records = page.records.unwrap_or_default();
+        let records = page.records();
         if let Some(iterator) = self.iterator.clone().filter(|_| !records.is_empty()) {
             // More may be there: it is read while this page is decoded and applied.
             self.call = Some(Call::start(&self.connected, iterator)?);
         }
         let mut batch = BatchBuilder::new(self.partition.clone());
-        let Some(page) = record::decode(&self.connected.settings, &self.table, &records, &mut batch)? else {
+        let Some(page) = record::decode(&self.connected.settings, &self.table, records, &mut batch)? else {
             self.pace.idle();
             self.safe_time.idle(asked, self.connected.settings.idle_safe_time);
             self.connected.needed().idle(&self.partition, asked);
@@ -356,7 +368,7 @@ impl Drop for ShardReader {
 /// A call of `GetRecords` under way.
 struct Call {
     asked: Timestamp,
-    task: JoinHandle<Result<GetRecordsOutput, SdkError<GetRecordsError, HttpResponse>>>,
+    task: JoinHandle<Result<Bytes, SdkError<GetRecordsError, HttpResponse>>>,
 }
 
 impl Call {
@@ -368,7 +380,7 @@ impl Call {
         // The semaphore is never closed: without a permit the call is made all the same.
         let task = tokio::spawn(async move {
             let _permit = reads.acquire_owned().await;
-            call.send().await
+            answer::body(call.send()).await
         });
         Ok(Self { asked, task })
     }
