@@ -19,6 +19,7 @@ mod expression;
 mod failure;
 mod items;
 mod server;
+mod spoiled;
 mod state;
 mod streams;
 mod tables;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+pub use spoiled::Spoiled;
 pub use state::{Item, State};
 
 /// An attribute `S`.
@@ -139,6 +141,16 @@ impl Fake {
     /// Makes the next `times` calls of an operation fail with this code, such as `ThrottlingException`.
     pub fn fail(&self, operation: &str, code: &str, times: usize) {
         self.state().failures.entry(operation.to_owned()).or_default().extend(vec![code.to_owned(); times]);
+    }
+
+    /// Spoils the next good answers of an operation.
+    pub fn spoil(&self, operation: &str, how: impl IntoIterator<Item = Spoiled>) {
+        self.state().spoiled.entry(operation.to_owned()).or_default().extend(how);
+    }
+
+    /// How many answers are still to be spoiled.
+    pub fn to_spoil(&self) -> usize {
+        self.state().spoiled.values().map(|all| all.len()).sum()
     }
 
     /// No call fails any more.

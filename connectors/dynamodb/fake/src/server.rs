@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
+use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -14,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::failure::Failure;
+use crate::spoiled;
 use crate::state::State;
 
 /// Serves until it is dropped.
@@ -33,7 +35,10 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    request: Request<Incoming>,
+    state: Arc<Mutex<State>>,
+) -> Result<Response<BoxBody<Bytes, std::io::Error>>, Infallible> {
     let target = request.headers().get("x-amz-target").and_then(|t| t.to_str().ok()).unwrap_or_default().to_owned();
     let operation = target.rsplit('.').next().unwrap_or_default().to_owned();
     let body = match request.into_body().collect().await {
@@ -41,7 +46,7 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
         Err(_) => Bytes::new(),
     };
     let input: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-    let (status, output, date) = {
+    let (status, output, date, spoiled) = {
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let outcome = state.call(&operation, &input);
         let date = state.http_date();
@@ -49,14 +54,15 @@ async fn answer(request: Request<Incoming>, state: Arc<Mutex<State>>) -> Result<
             Ok(output) => (200, output),
             Err(failure) => (failure.status(), bytes(&failure.body())),
         };
-        (status, output, date)
+        let spoiled = state.spoiled.get_mut(&operation).filter(|_| status == 200).and_then(|s| s.pop_front());
+        (status, output, date, spoiled)
     };
     let response = Response::builder()
         .status(status)
         .header("content-type", "application/x-amz-json-1.0")
         .header("date", date)
-        .body(Full::new(Bytes::from(output)));
-    Ok(response.unwrap_or_default())
+        .body(spoiled::body(output, spoiled));
+    Ok(response.unwrap_or_else(|_| Response::new(spoiled::body(Vec::new(), None))))
 }
 
 impl State {

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
+use crate::spoiled::Spoiled;
+
 /// An item: attributes by name, as on the wire.
 pub type Item = BTreeMap<String, Value>;
 
@@ -44,6 +46,7 @@ pub struct State {
     pub(crate) iterators_from: u64,
     pub(crate) calls: HashMap<String, usize>,
     pub(crate) failures: HashMap<String, VecDeque<String>>,
+    pub(crate) spoiled: HashMap<String, VecDeque<Spoiled>>,
     pub(crate) hooks: Vec<Hook>,
     sequence: u128,
     shard_number: u64,
@@ -126,6 +129,7 @@ impl Default for State {
             iterators_from: 0,
             calls: HashMap::new(),
             failures: HashMap::new(),
+            spoiled: HashMap::new(),
             hooks: Vec::new(),
             // 21 digits, as real ones have at least.
             sequence: 100_000_000_000_000_000_000,

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use anabranch_core::pipeline::SnapshotMode;
+use anabranch_dynamodb_fake::Spoiled;
+
 use super::support::{Bench, PATIENCE, items, orders, put};
 
 /// Splits shards until there are `count`.
@@ -140,5 +143,24 @@ async fn many_tables_in_one_process() {
     bench.fake.split("lines", &shard);
     (0..20).for_each(|id| bench.fake.delete("lines", &[("id", anabranch_dynamodb_fake::n(id))]));
     bench.rows.equal(&bench.fake, "lines").await;
+    running.stop().await.expect("stop");
+}
+
+#[tokio::test]
+async fn answers_that_do_not_arrive_whole_are_asked_for_again() {
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    (0..100).for_each(|id| put(&bench.fake, id, 1));
+    bench.fake.state().items_a_page = 20;
+    bench.fake.state().records_a_page = 10;
+    let all = [Spoiled::Torn, Spoiled::Replaced, Spoiled::Cut];
+    bench.fake.spoil("Scan", all);
+    let running = bench.pipeline("test", orders(&bench.fake).scan_segments(1)).start().await.expect("start");
+    bench.rows.equal(&bench.fake, "orders").await;
+    bench.fake.spoil("GetRecords", all);
+    (50..150).for_each(|id| put(&bench.fake, id, 2));
+    bench.rows.equal(&bench.fake, "orders").await;
+    assert_eq!(bench.fake.to_spoil(), 0, "each was met");
+    assert_eq!(running.status().failures, 0, "the run did not begin again");
     running.stop().await.expect("stop");
 }
