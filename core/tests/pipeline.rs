@@ -1,15 +1,18 @@
 //! The runtime against the databases in memory: copy, stream, drain, stop, go on, fence.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anabranch_core::checkpointer::MemoryCheckpointer;
 use anabranch_core::memory::{MemorySink, MemorySource};
-use anabranch_core::pipeline::{OnRejected, PipelineBuilder};
+use anabranch_core::pipeline::{OnRejected, Phase, PipelineBuilder};
 use anabranch_core::{
-    ByKey, ByTransaction, ByWindow, Column, DataType, ErrorKind, Order, Pipeline, RunningPipeline, TableName,
-    TableSchema, Value,
+    ByKey, ByTransaction, ByWindow, Checkpoint, Checkpointer, Column, DataType, Error, ErrorKind, Order, Pipeline,
+    Result, RunningPipeline, Saved, TableName, TableSchema, Value, Version,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
+use async_trait::async_trait;
 
 fn accounts() -> TableSchema {
     TableSchema {
@@ -180,4 +183,52 @@ async fn a_letter_whose_change_comes_again_is_not_applied_too() {
         assert_eq!((running.status().dead_letters_open, running.status().failures > 0), (0, true));
         running.stop().await.unwrap();
     }
+}
+
+/// A checkpointer that does not answer while it is told so.
+#[derive(Debug, Clone, Default)]
+struct Store {
+    inner: Arc<MemoryCheckpointer>,
+    down: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Checkpointer for Store {
+    async fn load(&self, pipeline: &str) -> Result<Option<(Version, Checkpoint)>> {
+        // For one question alone: who asks again is answered.
+        if self.down.swap(false, Ordering::Relaxed) {
+            return Err(Error::transient("the store is down"));
+        }
+        self.inner.load(pipeline).await
+    }
+
+    async fn save(&self, pipeline: &str, expected: Option<Version>, next: &Checkpoint) -> Result<Saved> {
+        self.inner.save(pipeline, expected, next).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_pipeline_stays_paused_while_its_checkpoint_cannot_be_read() {
+    let (source, sink, store) = (MemorySource::new("db").table(accounts()), MemorySink::new(), Store::default());
+    let builder = || pipeline(&source, &sink).checkpointer(store.clone());
+    let operator = builder().build().unwrap();
+    let mut running = start(builder()).await;
+    drained(&mut running).await;
+    assert!(operator.pause().await.unwrap());
+    while running.status().phase != Phase::Paused {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let epoch = running.status().epoch;
+    insert(&source, 0..10);
+    for _ in 0..10 {
+        store.down.store(true, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        // Nobody took the pipeline over to write.
+        assert_eq!((running.status().phase, running.status().epoch), (Phase::Paused, epoch));
+    }
+    assert!(sink.rows(&accounts().name).is_empty());
+    assert!(operator.resume().await.unwrap());
+    drained(&mut running).await;
+    assert_equal(&source, &sink);
+    running.stop().await.unwrap();
 }

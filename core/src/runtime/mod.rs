@@ -64,8 +64,10 @@ pub(crate) async fn supervise(
 ) -> Result<()> {
     let mut retry = Retry::new(spec.retry);
     let mut ready = Some(ready);
+    let mut paused = false;
     loop {
-        while_paused(&spec, &shared, &stop, &mut ready).await;
+        while_paused(&spec, paused, &shared, &stop, &mut ready).await;
+        paused = false;
         if stop.is_cancelled() {
             shared.phase(Phase::Stopped);
             return Ok(());
@@ -75,7 +77,10 @@ pub(crate) async fn supervise(
                 shared.phase(Phase::Stopped);
                 return Ok(());
             }
-            Ok(Ended::Paused) => continue,
+            Ok(Ended::Paused) => {
+                paused = true;
+                continue;
+            }
             Err(e) => e,
         };
         if shared.take_progressed() {
@@ -119,20 +124,33 @@ enum Ended {
     Paused,
 }
 
-/// Whether an operator has marked the pipeline as paused. A store that does not answer now is asked
-/// again; it stops a run by other ways.
-async fn is_paused(spec: &Spec) -> bool {
-    matches!(spec.checkpointer.load(&spec.name).await, Ok(Some((_, checkpoint))) if checkpoint.paused)
+/// Whether an operator has marked the pipeline as paused, as the store tells it.
+async fn is_paused(spec: &Spec) -> Result<bool> {
+    let stored = spec.checkpointer.load(&spec.name).await?;
+    Ok(stored.is_some_and(|(_, checkpoint)| checkpoint.paused))
 }
 
 /// Waits until the pipeline is not paused, or is stopped. A part of a pipeline is paused with the whole.
+/// `paused`: the mark was seen before.
 async fn while_paused(
     spec: &Spec,
+    mut paused: bool,
     shared: &Shared,
     stop: &CancellationToken,
     ready: &mut Option<oneshot::Sender<Result<()>>>,
 ) {
-    while spec.role == Role::Whole && is_paused(spec).await {
+    while spec.role == Role::Whole && !stop.is_cancelled() {
+        match is_paused(spec).await {
+            Ok(marked) => paused = marked,
+            // A store that is down takes no mark away. Where none was seen, the attempt tells what is wrong with it.
+            Err(e) if paused => {
+                tracing::warn!(pipeline = %spec.name, error = %e.report(), "stays paused: the mark cannot be read now");
+            }
+            Err(_) => {}
+        }
+        if !paused {
+            return;
+        }
         shared.phase(Phase::Paused);
         if let Some(ready) = ready.take() {
             let _ = ready.send(Ok(()));
@@ -178,7 +196,8 @@ async fn until_paused(
                         result = &mut run => break result,
                         marked = asked => marked,
                     };
-                    if pause.seen(marked) == Step::Finish {
+                    // A store that does not answer now is asked again; it stops a run by other ways.
+                    if pause.seen(marked.unwrap_or(false)) == Step::Finish {
                         tracing::info!(pipeline = %spec.name, "paused by an operator");
                         halt.cancel();
                     }
