@@ -275,7 +275,11 @@ impl Letters {
         let (transactions, stale) = (unit.transactions, written.stale);
         let counters = Counters { changes, transactions, stale, ..Counters::default() };
         for rejected in written.rejected {
-            let Some(change) = unit.changes().nth(rejected.index) else { continue };
+            // Left alone, the change that is meant would be lost.
+            let change = unit.changes().nth(rejected.index).ok_or_else(|| {
+                let (index, changes) = (rejected.index, unit.len());
+                Error::fatal(format!("the sink refuses the change {index}, from 0, of a unit of {changes}"))
+            })?;
             if self.policy.on_rejected == OnRejected::Stop {
                 return Err(self.stopped_at(change, 1, rejected.error));
             }
