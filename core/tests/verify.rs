@@ -230,3 +230,65 @@ async fn without_a_running_pipeline_it_says_that_it_cannot_tell() {
     let found = verified(&source, &sink, &at_rest).await;
     assert_eq!((found.tables[0].missing, found.tables[1].differing()), (1, 0), "{found}");
 }
+
+/// More keys than are looked at together.
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_rows_on_their_way_raises_no_alarm_and_a_difference_among_them_is_found() {
+    const ROWS: i64 = 10_500;
+    let (source, sink) = (filled(ROWS), MemorySink::new());
+    started(&source, &sink).await.stop().await.unwrap();
+    let flood = |owner: &str| {
+        let table = accounts().name;
+        let changes = (0..ROWS).fold(source.transaction(), |t, id| t.update(&table, [Value::Int(id)], row(id, owner)));
+        changes.commit().unwrap();
+    };
+    let only = VerifyOptions { tables: [accounts().name].into(), ..VerifyOptions::default() };
+    for planted in [0, 1] {
+        flood(&format!("owner {planted}"));
+        let (of, into) = (source.clone(), sink.clone());
+        // It begins while the target is waited for.
+        let late = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            started(&of, &into).await
+        });
+        let found = verified(&source, &sink, &only).await;
+        let table = &found.tables[0];
+        assert_eq!((table.differing(), table.unsettled, found.equal), (planted, 0, planted == 0), "{found}");
+        // With a difference at hand the others need not be looked at.
+        assert!(!table.more || planted == 1);
+        late.await.unwrap().stop().await.unwrap();
+        if planted == 0 {
+            spoil(&sink, |target| {
+                target.transaction().insert(&accounts().name, row(-1, "eve")).commit().unwrap();
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_is_found_by_the_name_that_is_told() {
+    let orders = TableSchema { name: TableName::new("", "eu.orders"), ..accounts() };
+    let source = MemorySource::new("shop").table(orders.clone());
+    source.transaction().insert(&orders.name, row(1, "ada")).commit().unwrap();
+    let sink = MemorySink::new();
+    let running = started(&source, &sink).await;
+    let only = VerifyOptions { tables: [TableName::new("eu", "orders")].into(), ..VerifyOptions::default() };
+    assert_eq!(verified(&source, &sink, &only).await.tables.len(), 1);
+    running.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_without_end_is_one() {
+    let (source, sink) = (filled(10), MemorySink::new());
+    started(&source, &sink).await.stop().await.unwrap();
+    source.transaction().insert(&accounts().name, row(100, "late")).commit().unwrap();
+    let (of, into) = (source.clone(), sink.clone());
+    let late = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        started(&of, &into).await
+    });
+    let options = VerifyOptions { wait: Some(Duration::MAX), ..VerifyOptions::default() };
+    assert!(verified(&source, &sink, &options).await.equal);
+    late.await.unwrap().stop().await.unwrap();
+}

@@ -9,18 +9,19 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use self::rows::Side;
+use self::rows::{Keys, Side};
 use super::reader::Transforms;
 use super::session::{Session, transformed};
 use crate::control::drain::Drain;
 use crate::control::verify::{
-    Difference, DifferenceKind, Digester, Found, Seen, Suspects, TableVerified, Verified, VerifyOptions, differing_keys,
+    Difference, DifferenceKind, Digester, Found, Seen, Sums, Suspects, TableVerified, Verified, VerifyOptions,
+    differing_keys,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::Fidelity;
 use crate::model::{
-    BatchBuilder, Checkpoint, OldImage, Op, Part, PartitionId, PartitionStatus, Position, Rank, Selection, TableSchema,
-    Timestamp, Transaction, Unit, UnitId, UnitKind, UnitSlice, Value,
+    BatchBuilder, Checkpoint, OldImage, Op, Part, PartitionId, PartitionStatus, Position, Rank, Selection, TableName,
+    TableSchema, Timestamp, Transaction, Unit, UnitId, UnitKind, UnitSlice, Value,
 };
 use crate::pipeline::{Shared, Spec, stored};
 use crate::sink::LanePurpose;
@@ -28,7 +29,7 @@ use crate::sink::LanePurpose;
 /// Rows of one table that are kept to find the keys that differ: their keys take about 100 bytes each.
 const KEPT: u64 = 200_000;
 
-/// Keys that are looked at in rounds, with their rows in memory.
+/// Keys that are looked at in rounds at a time, with their rows in memory.
 const SUSPECTS: usize = 10_000;
 
 /// How often the target's progress is asked while a mark is waited for.
@@ -50,14 +51,15 @@ pub(crate) async fn verify(
     }
     let stored = stored::checked(spec, stored::load(spec).await?).await?.map(|stored| stored.checkpoint);
     let tables = transformed(spec.source.tables().await?, transforms)?;
-    if let Some(unknown) = options.tables.iter().find(|name| !tables.iter().any(|(source, _)| source.name == **name)) {
+    let unknown = options.tables.iter().find(|name| !tables.iter().any(|(source, _)| is_called(&source.name, name)));
+    if let Some(unknown) = unknown {
         return Err(Error::config("tables", format!("the source does not send a table {unknown}")));
     }
     let began = Timestamp::now();
     let target_from = positions(spec, stored.as_ref());
     let mut done = Vec::new();
     for (source, target) in tables {
-        let chosen = options.tables.is_empty() || options.tables.contains(&source.name);
+        let chosen = options.tables.is_empty() || options.tables.iter().any(|name| is_called(&source.name, name));
         if chosen && !options.skip.contains(&source.name) {
             let compared = Comparison::new(spec, transforms, options, source, target).await?.run().await?;
             tell(&compared.report());
@@ -78,6 +80,11 @@ pub(crate) async fn verify(
         target_to: positions(spec, self::stored(spec).await?.as_ref()),
         tables: done,
     })
+}
+
+/// Whether a table has this name as somebody writes it: where there are no schemas its dot is the table's.
+fn is_called(table: &TableName, name: &TableName) -> bool {
+    table == name || table.to_string() == name.to_string()
 }
 
 /// The comparison of one table.
@@ -147,26 +154,52 @@ impl<'a> Comparison<'a> {
     }
 
     async fn run(mut self) -> Result<Self> {
-        let (source, target) = both(self.source.clone().sums(), self.target.clone().sums()).await?;
+        let (mut source, mut target) = both(self.source.clone().sums(), self.target.clone().sums()).await?;
         (self.result.source_rows, self.result.target_rows) = (source.rows, target.rows);
-        if source.equal(&target) {
-            return Ok(self);
+        let mut open = Sums::all_buckets();
+        loop {
+            let (buckets, others) = source.differing(&target, &open, KEPT);
+            if !buckets.contains(&true) {
+                return Ok(self);
+            }
+            let buckets = Arc::new(buckets);
+            let found =
+                both(self.source.clone().keys(Arc::clone(&buckets)), self.target.clone().keys(Arc::clone(&buckets)));
+            let (of_source, of_target) = found.await?;
+            (source, target) = self.buckets(of_source, of_target).await?;
+            // Of the other buckets those may be equal by now whose rows were on their way.
+            open = others;
+            if self.differs() && source.differing(&target, &open, KEPT).0.contains(&true) {
+                self.result.more = true;
+                return Ok(self);
+            }
         }
-        let (buckets, all) = source.differing(&target, KEPT);
-        drop((source, target));
-        let buckets = Arc::new(buckets);
-        let (source, target) =
-            both(self.source.clone().keys(Arc::clone(&buckets)), self.target.clone().keys(Arc::clone(&buckets)))
-                .await?;
-        let mut keys = differing_keys(&source.rows, &target.rows);
-        self.result.more = !all || keys.len() > SUSPECTS;
-        keys.truncate(SUSPECTS);
-        let values: HashMap<u128, Vec<Value>> = keys
-            .iter()
-            .filter_map(|key| Some((*key, source.keys.get(key).or_else(|| target.keys.get(key))?.clone())))
-            .collect();
-        drop((source, target));
-        let mut suspects = Suspects::new(keys);
+    }
+
+    /// Whether it is known that the sides differ.
+    fn differs(&self) -> bool {
+        self.result.unsettled > 0 || !self.confirmed.is_empty()
+    }
+
+    /// Looks at all rows of some buckets, until some that differ are confirmed. Gives back the sums.
+    async fn buckets(&mut self, source: Keys, target: Keys) -> Result<(Sums, Sums)> {
+        let keys = differing_keys(&source.rows, &target.rows);
+        for (n, some) in keys.chunks(SUSPECTS).enumerate() {
+            if n > 0 && self.differs() {
+                self.result.more = true;
+                break;
+            }
+            let values: HashMap<u128, Vec<Value>> = some
+                .iter()
+                .filter_map(|key| Some((*key, source.keys.get(key).or_else(|| target.keys.get(key))?.clone())))
+                .collect();
+            self.suspects(some, values).await?;
+        }
+        Ok((source.sums, target.sums))
+    }
+
+    async fn suspects(&mut self, keys: &[u128], mut values: HashMap<u128, Vec<Value>>) -> Result<()> {
+        let mut suspects = Suspects::new(keys.iter().copied());
         match self.options.wait {
             None => {
                 let at = self.look(&suspects, &values).await?;
@@ -174,10 +207,12 @@ impl<'a> Comparison<'a> {
             }
             Some(patience) => self.rounds(&mut suspects, &values, patience).await?,
         }
-        self.result.unsettled = suspects.unsettled();
-        self.confirmed = suspects.into_confirmed();
-        self.keys = values;
-        Ok(self)
+        self.result.unsettled += suspects.unsettled();
+        let confirmed = suspects.into_confirmed();
+        values.retain(|key, _| confirmed.contains_key(key));
+        self.confirmed.extend(confirmed);
+        self.keys.extend(values);
+        Ok(())
     }
 
     /// The suspects on both sides, as they are now.
@@ -290,10 +325,10 @@ async fn repair(
 /// A runner that is alive holds its place at the source until it notices that it is fenced, which it
 /// does with its next write.
 async fn taken_over(spec: &Arc<Spec>, transforms: &Transforms, patience: Duration) -> Result<Session> {
-    let deadline = Instant::now() + patience;
+    let began = Instant::now();
     loop {
         match Session::open(spec, transforms, &Shared::new(&spec.name).part()).await {
-            Err(e) if e.kind() == ErrorKind::Transient && Instant::now() < deadline => sleep(ASK).await,
+            Err(e) if e.kind() == ErrorKind::Transient && began.elapsed() < patience => sleep(ASK).await,
             other => return other,
         }
     }
@@ -448,7 +483,7 @@ async fn mark(spec: &Spec) -> Result<BTreeMap<PartitionId, Position>> {
 
 /// Returns when everything up to the mark is durable in the target.
 async fn wait_until_applied(spec: &Spec, mark: &BTreeMap<PartitionId, Position>, patience: Duration) -> Result<()> {
-    let deadline = Instant::now() + patience;
+    let began = Instant::now();
     let mut drain = Drain::new(mark.clone(), spec.source.info().order);
     loop {
         if let Some(stored) = stored::load(spec).await?
@@ -456,7 +491,7 @@ async fn wait_until_applied(spec: &Spec, mark: &BTreeMap<PartitionId, Position>,
         {
             return Ok(());
         }
-        if Instant::now() >= deadline {
+        if began.elapsed() >= patience {
             let waited = format!("the target did not reach the source's present within {} s", patience.as_secs());
             return Err(Error::transient(waited).hint(
                 "rows differ, and may be on their way: let the pipeline run beside, or compare databases at rest, \

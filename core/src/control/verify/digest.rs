@@ -124,29 +124,29 @@ impl Sums {
         self.rows += 1;
     }
 
-    /// The buckets that differ, as far as they have no more than `most` rows together; and whether
-    /// that is all of them.
-    pub(crate) fn differing(&self, other: &Self, most: u64) -> (Vec<bool>, bool) {
-        let mut chosen = vec![false; BUCKETS];
+    /// The buckets that differ, of those that are `open`: as many as have no more than `most` rows
+    /// together, and the others.
+    pub(crate) fn differing(&self, other: &Self, open: &[bool], most: u64) -> (Vec<bool>, Vec<bool>) {
+        let (mut chosen, mut others) = (vec![false; BUCKETS], vec![false; BUCKETS]);
         let mut room = most;
-        let mut all = true;
         for (at, (mine, theirs)) in self.buckets.iter().zip(&other.buckets).enumerate() {
-            if mine != theirs {
+            if open[at] && mine != theirs {
                 let rows = mine.1 + theirs.1;
                 // One is always looked at, so that something is found.
                 if rows <= room || room == most {
                     room = room.saturating_sub(rows);
                     chosen[at] = true;
                 } else {
-                    all = false;
+                    others[at] = true;
                 }
             }
         }
-        (chosen, all)
+        (chosen, others)
     }
 
-    pub(crate) fn equal(&self, other: &Self) -> bool {
-        self.buckets == other.buckets
+    /// All buckets, as [`Sums::differing`] takes them.
+    pub(crate) fn all_buckets() -> Vec<bool> {
+        vec![true; BUCKETS]
     }
 }
 
@@ -166,4 +166,28 @@ pub(crate) fn differing_keys(a: &ByKey, b: &ByKey) -> Vec<u128> {
     let mut keys: Vec<u128> = a.iter().filter(|(key, row)| b.get(*key) != Some(*row)).map(|(key, _)| *key).collect();
     keys.extend(b.keys().filter(|key| !a.contains_key(*key)));
     keys
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bucket_that_differs_is_looked_at_in_turn_and_no_more_rows_at_a_time_than_allowed() {
+        let (mut mine, theirs) = (Sums::default(), Sums::default());
+        (0..100_u128).for_each(|key| mine.add(Digest { key: key % 40, row: key + 1 }));
+        let (mut open, mut seen, mut turns) = (Sums::all_buckets(), 0, 0);
+        loop {
+            let (chosen, others) = mine.differing(&theirs, &open, 10);
+            let count = chosen.iter().filter(|c| **c).count();
+            if count == 0 {
+                break;
+            }
+            assert!((1..=5).contains(&count), "two or three rows each");
+            assert!(chosen.iter().zip(&others).all(|(c, o)| !(*c && *o)));
+            (open, seen, turns) = (others, seen + count, turns + 1);
+        }
+        assert_eq!((seen, turns >= 8), (40, true));
+        assert!(!mine.differing(&mine, &Sums::all_buckets(), 10).0.contains(&true));
+    }
 }

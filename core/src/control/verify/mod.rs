@@ -3,7 +3,9 @@
 //!
 //! 1. Both sides are read once, side by side, each under one point in time. Every row adds its
 //!    fingerprint to one of 65,536 sums, chosen by its key. Equal sums: equal tables.
-//! 2. Where sums differ, the rows of those buckets are read again, and compared by key.
+//! 2. Where sums differ, the rows of those buckets are read again, and compared by key: of as many
+//!    buckets at a time as memory allows, and no more of them once a difference is confirmed. Sums that
+//!    are equal by then are done with.
 //! 3. A key whose rows differ is a *suspect*. In rounds: read the suspects on the source, mark the
 //!    source's present, wait until the target has passed the mark, read them on the target, and on
 //!    the source once more. A suspect that is equal is cleared. One whose source row did not change

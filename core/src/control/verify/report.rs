@@ -47,7 +47,7 @@ pub struct TableVerified {
     pub unsettled: u64,
     /// Rows that were repaired.
     pub repaired: u64,
-    /// There are more differences than were counted.
+    /// There are, or may be, more differences than were counted: it was not looked at all rows.
     pub more: bool,
     /// The mark of the source that the target had passed when the differences were confirmed; empty
     /// if nothing differed, or nobody waited.

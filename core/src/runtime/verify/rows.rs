@@ -33,6 +33,8 @@ pub(super) struct Keys {
     pub(super) rows: ByKey,
     /// The key's values, as [`crate::Verifier::rows`] takes them.
     pub(super) keys: HashMap<u128, Vec<Value>>,
+    /// The sums of all rows, as they are by now.
+    pub(super) sums: Sums,
 }
 
 impl Side {
@@ -52,6 +54,7 @@ impl Side {
         let mut found = Keys::default();
         self.each(None, |digester, change, row| {
             let digest = digester.digest(change.schema(), row)?;
+            found.sums.add(digest);
             if buckets[digest.bucket()] {
                 count(&mut found.rows, digest);
                 let key = change.schema().key.iter().map(|&k| row.get(usize::from(k)).to_owned());
