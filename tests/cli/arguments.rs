@@ -96,6 +96,9 @@ fn errors_are_json_too_if_asked_for() -> Tested {
         &["run", "no.toml"],
         &["dead-letters", "pipeline.toml", "show", "7"],
         &["init", "pipeline.toml"],
+        &["drain"],
+        &["drain", "pipeline.toml", "--timeout", "soon"],
+        &["run", "pipeline.toml", "--mode", "sideways"],
     ] {
         let said = command.bare(&[arguments, &["--json"]].concat())?;
         said.expect(CONFIGURATION, &[]);

@@ -104,6 +104,17 @@ impl Anabranch {
         Ok(child)
     }
 
+    /// Starts it with these arguments, with everything logged to a standard error that is closed at the other end.
+    pub(super) fn spawn_unheard(&self, arguments: &[&str]) -> Tested<Child> {
+        // Closed before it begins: not even its first line is read.
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = Command::new(&self.program);
+        command.args(arguments).current_dir(self.folder.path()).env("ANABRANCH_LOG", "debug");
+        command.envs(self.environment.iter().cloned());
+        Ok(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn()?)
+    }
+
     /// Starts it.
     pub(super) fn spawn(&self, arguments: &[&str]) -> Tested<Running> {
         let (first, rest) = arguments.split_first().ok_or("no command")?;

@@ -104,6 +104,27 @@ fn output_that_nobody_reads_is_no_error() -> Tested {
 }
 
 #[test]
+fn errors_and_a_log_that_nobody_reads_change_nothing() -> Tested {
+    let Some(shop) = Shop::open("unheard")? else { return Ok(()) };
+    let Some(command) = shop.command()? else { return Ok(()) };
+    for (arguments, code) in [
+        (&["check", "no.toml"][..], CONFIGURATION),
+        (&["run", "no.toml"], CONFIGURATION),
+        (&["run", "pipeline.toml", "--until-drained"], DONE),
+        (&["drain", "pipeline.toml", "--timeout", "0.1"], DONE),
+    ] {
+        let status = command.spawn_unheard(arguments)?.wait()?;
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
+    shop.assert_same()?;
+    // Neither drained nor heard.
+    shop.on_source("UPDATE orders SET total = -7 WHERE id = 3")?;
+    let status = command.spawn_unheard(&["drain", "pipeline.toml", "--timeout", "0.1"])?.wait()?;
+    assert_eq!(status.code(), Some(FAILED));
+    Ok(())
+}
+
+#[test]
 fn a_log_in_a_file_has_no_colours() -> Tested {
     let Some(mut command) = Anabranch::new(
         "[pipeline]\nname = \"c\"\n[source]\ntype = \"postgres\"\nurl = \"postgresql://a@127.0.0.1:1/b\"\n\

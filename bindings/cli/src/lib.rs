@@ -13,7 +13,7 @@ mod say;
 
 use std::ffi::OsString;
 
-use anabranch::Result;
+use anabranch::{ErrorKind, Result};
 use args::{Cli, Command};
 use clap::Parser;
 
@@ -32,21 +32,18 @@ use commands::{
 pub fn run<I, T>(arguments: I) -> u8
 where
     I: IntoIterator<Item = T>,
-    T: Into<OsString> + Clone,
+    T: Into<OsString>,
 {
-    let cli = match Cli::try_parse_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let cli = match Cli::try_parse_from(&arguments) {
         Ok(cli) => cli,
-        Err(told) => {
-            // Help, the version, or what is wrong with the arguments. A closed pipe: there is nobody to tell.
-            let _ = told.print();
-            return if told.use_stderr() { exit::CONFIGURATION } else { exit::DONE };
-        }
+        Err(told) => return refused(&told, &arguments),
     };
     log::start();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
-            eprintln!("error: cannot start the runtime: {e}");
+            say::complain(format_args!("cannot start the runtime: {e}"));
             return exit::FAILED;
         }
     };
@@ -55,15 +52,32 @@ where
         Err(error) => {
             let code = exit::code(error.kind());
             if cli.json {
-                let told = serde_json::json!({
-                    "error": error.report(), "kind": error.kind().name(), "exit_code": code,
-                });
-                say::say(told);
+                say_error(&error.report(), error.kind(), code);
             }
-            eprintln!("error: {}", error.report());
+            say::complain(error.report());
             code
         }
     }
+}
+
+/// Help, the version, or what is wrong with the arguments.
+fn refused(told: &clap::Error, arguments: &[OsString]) -> u8 {
+    // A closed pipe: there is nobody to tell.
+    let _ = told.print();
+    if !told.use_stderr() {
+        return exit::DONE;
+    }
+    // Arguments that are wrong cannot tell it: it is looked for where an option may stand.
+    if arguments.iter().take_while(|a| *a != "--").any(|a| a == "--json") {
+        let text = told.to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        say_error(text.trim_end(), ErrorKind::Config, exit::CONFIGURATION);
+    }
+    exit::CONFIGURATION
+}
+
+fn say_error(error: &str, kind: ErrorKind, code: u8) {
+    say::say(serde_json::json!({ "error": error, "kind": kind.name(), "exit_code": code }));
 }
 
 async fn perform(command: Command, json: bool) -> Result<u8> {

@@ -19,10 +19,14 @@ struct Above;
 
 impl Write for Above {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        progress::above(|| io::stderr().write_all(text)).map(|()| text.len())
+        // A closed pipe, or a full disk: there is nobody to tell. An error here would become a panic of the
+        // task that logs, and so the end of a pipeline that nobody listens to.
+        let _ = progress::above(|| io::stderr().write_all(text));
+        Ok(text.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        let _ = io::stderr().flush();
+        Ok(())
     }
 }

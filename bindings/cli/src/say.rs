@@ -12,6 +12,16 @@ pub(crate) fn say(line: impl Display) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
+/// What is wrong, as one line on the standard error. Nobody may be there to read it: the exit code says it too.
+pub(crate) fn complain(problem: impl Display) {
+    let _ = writeln!(std::io::stderr(), "error: {problem}");
+}
+
+/// What somebody should know beside a result, as one line on the standard error.
+pub(crate) fn note(what: impl Display) {
+    let _ = writeln!(std::io::stderr(), "note: {what}");
+}
+
 /// A value as JSON over several lines.
 pub(crate) fn say_json(value: &impl Serialize) -> Result<()> {
     say(serde_json::to_string_pretty(value).map_err(unwritten)?);

@@ -6,7 +6,7 @@ use anabranch::Result;
 use anabranch::mapping::preflight::{Preflight, TableReport};
 use serde_json::{Value, json};
 
-use crate::say::{say, say_json};
+use crate::say::{complain, say, say_json};
 use crate::{exit, load};
 
 /// Prints the type contract; the verdict is the exit code.
@@ -18,7 +18,7 @@ pub(crate) async fn check(file: &Path, json: bool) -> Result<u8> {
         return match preflight.verdict() {
             Ok(()) => Ok(exit::DONE),
             Err(e) => {
-                eprintln!("error: {}", e.report());
+                complain(e.report());
                 Ok(exit::code(e.kind()))
             }
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anabranch::pipeline::Drained;
 use anabranch::{Error, Result};
 
-use crate::say::{say, say_json};
+use crate::say::{complain, say, say_json};
 use crate::{exit, load};
 
 /// Waits until another process has brought everything into the target. True or false, never a guess.
@@ -26,14 +26,14 @@ pub(crate) async fn drain(file: &Path, timeout: Option<f64>, json: bool) -> Resu
         return Ok(exit::DONE);
     }
     if drained.marker_reached {
-        eprintln!(
-            "error: {} dead letters are open: see `anabranch dead-letters {} list`",
+        complain(format_args!(
+            "{} dead letters are open: see `anabranch dead-letters {} list`",
             drained.dead_letters_open,
             file.display()
-        );
+        ));
         return Ok(exit::OPERATOR);
     }
-    eprintln!("error: not drained: is the pipeline running? see `anabranch status {}`", file.display());
+    complain(format_args!("not drained: is the pipeline running? see `anabranch status {}`", file.display()));
     Ok(exit::FAILED)
 }
 

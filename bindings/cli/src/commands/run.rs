@@ -8,7 +8,7 @@ use anabranch::{Error, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::progress::Progress;
-use crate::say::say;
+use crate::say::{complain, say};
 use crate::{exit, load};
 
 /// What the command line says of a run.
@@ -143,6 +143,6 @@ fn still_open(file: &Path, open: u64) -> u8 {
         1 => "1 dead letter is open".to_owned(),
         n => format!("{n} dead letters are open"),
     };
-    eprintln!("error: {open}: see `anabranch dead-letters {} list`", file.display());
+    complain(format_args!("{open}: see `anabranch dead-letters {} list`", file.display()));
     exit::OPERATOR
 }
