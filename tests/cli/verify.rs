@@ -46,5 +46,12 @@ fn without_a_runner_it_says_that_rows_may_be_on_their_way() -> Tested {
     command.call(&["verify", "--progress", "seen.json"])?.expect(DONE, &["public.orders: "]);
     let again = command.call(&["verify", "--progress", "seen.json"])?;
     assert!(!again.stdout.contains("public.orders"), "{again:?}");
+    assert!(again.stderr.contains("note: 1 tables were found equal before"), "{again:?}");
+    // Of another pipeline's tables that says nothing.
+    let path = command.folder().join("seen.json");
+    let told = std::fs::read_to_string(&path)?;
+    let name = serde_json::from_str::<serde_json::Value>(&told)?["pipeline"].to_string();
+    std::fs::write(&path, told.replace(&name, "\"another\""))?;
+    command.call(&["verify", "--progress", "seen.json"])?.expect(CONFIGURATION, &["seen.json", "another"]);
     Ok(())
 }

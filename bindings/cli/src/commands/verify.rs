@@ -8,9 +8,10 @@ use std::time::Duration;
 use anabranch::control::verify::{TableVerified, VerifyOptions};
 use anabranch::{Error, Result, TableName};
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use crate::progress::{self, Working};
-use crate::say::{say, say_json};
+use crate::say::{complain, note, say, say_json};
 use crate::{exit, load};
 
 /// What to compare.
@@ -44,9 +45,13 @@ pub(crate) struct Options {
 pub(crate) async fn verify(file: &Path, options: Options, json: bool) -> Result<u8> {
     let pipeline = load::pipeline(file)?;
     let mut equal = match &options.progress {
-        Some(path) => read_progress(path)?,
+        Some(path) => read_progress(path, pipeline.name())?,
         None => BTreeSet::new(),
     };
+    if let (Some(path), false) = (&options.progress, equal.is_empty()) {
+        let (tables, path) = (equal.len(), path.display());
+        note(format_args!("{tables} tables were found equal before and are left out now: delete {path} to begin anew"));
+    }
     let asked = VerifyOptions {
         tables: options.tables.iter().map(|name| table_name(name)).collect(),
         skip: equal.clone(),
@@ -69,7 +74,7 @@ pub(crate) async fn verify(file: &Path, options: Options, json: bool) -> Result<
         working.says(format!("comparing: {compared} tables done"));
         if let (Some(path), true) = (&options.progress, table.equal) {
             equal.insert(table.table.clone());
-            unwritten = unwritten.take().or(write_progress(path, &equal).err());
+            unwritten = unwritten.take().or(write_progress(path, pipeline.name(), &equal).err());
         }
     };
     let verified = pipeline.verify(&asked, &mut tell).await?;
@@ -92,7 +97,7 @@ pub(crate) async fn verify(file: &Path, options: Options, json: bool) -> Result<
         }
     }
     if !verified.equal {
-        eprintln!("error: the two sides are NOT equal");
+        complain("the two sides are NOT equal");
         return Ok(exit::FAILED);
     }
     Ok(exit::DONE)
@@ -106,19 +111,36 @@ fn table_name(name: &str) -> TableName {
     }
 }
 
-fn read_progress(path: &Path) -> Result<BTreeSet<TableName>> {
-    let damaged = |e| {
-        Error::config("--progress", format!("{} is not what verify wrote", path.display())).because(e).hint("delete it")
-    };
-    match fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).map_err(damaged),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(BTreeSet::new()),
-        Err(e) => Err(Error::config("--progress", format!("cannot read {}", path.display())).because(e)),
-    }
+/// What `--progress` keeps.
+#[derive(Serialize, Deserialize)]
+struct Progress {
+    /// Whose tables they are: those of another pipeline may have the same names.
+    pipeline: String,
+    equal: BTreeSet<TableName>,
 }
 
-fn write_progress(path: &Path, equal: &BTreeSet<TableName>) -> Result<()> {
-    let text = serde_json::to_string(equal).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
-    fs::write(path, text)
+fn read_progress(path: &Path, pipeline: &str) -> Result<BTreeSet<TableName>> {
+    let wrong = |problem: &str| Error::config("--progress", format!("{} {problem}", path.display()));
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(e) => return Err(wrong("cannot be read").because(e)),
+    };
+    let progress: Progress =
+        serde_json::from_str(&text).map_err(|e| wrong("is not what verify wrote").because(e).hint("delete it"))?;
+    if progress.pipeline != pipeline {
+        return Err(wrong(&format!("is of the pipeline {}", progress.pipeline)).hint("name another file"));
+    }
+    Ok(progress.equal)
+}
+
+/// By way of a second file: one that is interrupted leaves the first as it was.
+fn write_progress(path: &Path, pipeline: &str, equal: &BTreeSet<TableName>) -> Result<()> {
+    let progress = Progress { pipeline: pipeline.to_owned(), equal: equal.clone() };
+    let text = serde_json::to_string(&progress).map_err(|e| Error::fatal("cannot write JSON").because(e))?;
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    fs::write(&new, text)
+        .and_then(|()| fs::rename(&new, path))
         .map_err(|e| Error::config("--progress", format!("cannot write {}", path.display())).because(e))
 }
