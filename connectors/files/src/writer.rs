@@ -196,7 +196,7 @@ impl Writer {
                 number: entry.map_or(0, |e| e.files) + 1,
                 shard: shard.clone(),
             };
-            let entry = ShardEntry {
+            let mut entry = ShardEntry {
                 name: shard,
                 files: file.number,
                 last: window.file(part)?,
@@ -206,7 +206,9 @@ impl Writer {
                 sequence: 0,
                 records: entry.map_or(0, |e| e.records),
                 messages: entry.map_or(0, |e| e.messages),
+                epochs: entry.map(|e| e.epochs.clone()).unwrap_or_default(),
             };
+            entry.written_by(file.number, self.epoch);
             self.shards.insert(folder.clone(), entry);
             self.pending.files.insert(folder.clone(), file);
         }
