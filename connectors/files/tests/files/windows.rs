@@ -130,6 +130,26 @@ async fn a_file_that_no_ledger_names_is_never_read() {
     }
 }
 
+/// Partitions of a source that are not merged (orders key and arrival): what is left of a transaction
+/// comes after another one. Readers of its shard were told that it has ended.
+#[tokio::test]
+async fn a_transaction_does_not_go_on_behind_another_one() {
+    let folder = Folder::new();
+    let mut run = Run::begin(&folder.files, 1).await;
+    let (first, second) = (tx(1, 1, &[(1, EU)]), tx(2, 2, &[(2, US)]));
+    run.write(std::slice::from_ref(&first)).await;
+    run.write(&[second]).await;
+    let (_, end) = read(&mut *open(&folder.source(), "eu", None).await, 1).await;
+    assert_eq!(end.rank, Rank::of_end(&prefix(1)));
+    let late = async {
+        let _ = run.writer.write(&rest_of(&first, "other", 2, 12)).await?;
+        run.writer.flush().await
+    };
+    let error = late.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fatal, "{error}");
+    assert!(error.report().contains("order window"), "{}", error.report());
+}
+
 /// A unit that was written in part, because a file was full, is not written twice.
 #[tokio::test]
 async fn a_unit_that_was_cut_by_a_crash_goes_on() {
