@@ -202,3 +202,40 @@ async fn a_server_that_comes_back_is_read_on() {
     running.stop().await.unwrap();
     assert_eq!(rows(&sink.rows(&kv_name(Dialect::GoogleSql))).len(), 20);
 }
+
+/// Rows come to one partition from several others, and leave it, all at one time, each told by a record of
+/// its own; a partition begins then, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn moves_of_one_time_are_one_cut() {
+    for dialect in DIALECTS {
+        let mut stream = Stream::mutable(STREAM);
+        stream.root("a", t(0)).root("b", t(0)).root("c", t(0));
+        for (n, holder) in ["a", "b", "c"].into_iter().enumerate() {
+            stream.commit(Committed::at(t(1)).id(holder).insert(holder, &kv(), row(n, 1)));
+        }
+        stream.move_keys(&["b"], t(5), &["a"]).move_keys(&["c"], t(5), &["a"]).move_keys(&["a"], t(5), &["b"]);
+        stream.split("a", t(5), &["d"]);
+        for (n, holder) in ["b", "a", "d"].into_iter().enumerate() {
+            let update = |at, v| Committed::at(at).id(holder).update(holder, &kv(), row(n, v), json!({"v": "1"}));
+            stream.commit(update(t(6), 2)).commit(update(t(12), 3));
+        }
+        let fake = Arc::new(script(dialect, stream, t(20)).start());
+        let sink = all(Arc::clone(&fake)).await;
+        let found = rows(&sink.rows(&kv_name(dialect)));
+        assert_eq!(found, (0..3).map(|n| (n, 3)).collect(), "{dialect:?}");
+    }
+}
+
+/// With changes in between nobody can tell which of them come before which: it is told, nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn moves_of_one_time_around_a_change_are_an_error() {
+    let mut stream = Stream::mutable(STREAM);
+    stream.root("a", t(0)).root("b", t(0)).root("c", t(0)).move_keys(&["b"], t(5), &["a"]);
+    stream.commit(Committed::at(t(5)).insert("a", &kv(), row(1, 1))).move_keys(&["c"], t(5), &["a"]);
+    let fake = script(Dialect::GoogleSql, stream, t(20)).start();
+    let mut running = start(pipeline(&fake, t(0), &MemorySink::new())).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), running.wait()).await;
+    let error = ended.expect("the pipeline ends").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fatal, "{}", error.report());
+    assert!(error.report().contains("rows moved twice"), "{}", error.report());
+}
