@@ -239,3 +239,18 @@ async fn moves_of_one_time_around_a_change_are_an_error() {
     assert_eq!(error.kind(), ErrorKind::Fatal, "{}", error.report());
     assert!(error.report().contains("rows moved twice"), "{}", error.report());
 }
+
+/// What a change stream leaves out is lost to the target: told before the first row.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_change_stream_leaves_out_is_told() {
+    let mut stream = Stream::new(STREAM);
+    stream.root("a", t(0)).option("exclude_delete", "true").option("exclude_ttl_deletes", "TRUE");
+    stream.option("exclude_insert", "false");
+    let fake = script(Dialect::GoogleSql, stream, t(20)).start();
+    let source: Box<dyn anabranch_core::Source> = Box::new(crate::support::source(&fake, t(0)));
+    let told = source.check(None).await.unwrap();
+    let excludes: Vec<_> = told.iter().filter(|line| line.contains("exclude_")).collect();
+    assert_eq!(excludes.len(), 2, "{told:?}");
+    assert!(excludes[0].contains("leaves out deletes (exclude_delete)"), "{told:?}");
+    assert!(excludes[1].contains("row deletion policy"), "{told:?}");
+}
