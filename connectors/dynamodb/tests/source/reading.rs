@@ -98,7 +98,7 @@ async fn no_marker_stays_in_a_table_that_is_throttled() {
     let bench = Bench::new().await;
     put(&bench.fake, 1, 1);
     let mut running = bench.start().await;
-    bench.fake.fail("DeleteItem", "ProvisionedThroughputExceededException", 12);
+    bench.fake.fail("DeleteItem", "ProvisionedThroughputExceededException", 6);
     let drained = running.drain(Some(Duration::from_secs(60))).await.expect("drain");
     assert!(drained.drained, "{drained:?}");
     assert_eq!(bench.fake.items("orders").len(), 1, "{:?}", bench.fake.items("orders"));
