@@ -254,3 +254,32 @@ async fn what_the_change_stream_leaves_out_is_told() {
     assert!(excludes[0].contains("leaves out deletes (exclude_delete)"), "{told:?}");
     assert!(excludes[1].contains("row deletion policy"), "{told:?}");
 }
+
+/// What was committed a moment ago has the very time that the database tells now: it is drained too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_what_was_committed_at_this_very_time() {
+    let mut stream = Stream::new(STREAM);
+    stream.root("a", t(0)).commit(Committed::at(t(10)).insert("a", &kv(), row(1, 1)));
+    let fake = Arc::new(script(Dialect::GoogleSql, stream, t(10)).start());
+    let source: Box<dyn anabranch_core::Source> = Box::new(crate::support::source(&fake, t(0)));
+    let marks = source.marker().unwrap().mark().await.unwrap();
+    let mark = marks.values().next().unwrap().rank.clone();
+    source.prepare(None).await.unwrap();
+    let root = source.partitions().await.unwrap().remove(0);
+    let mut reader = source.open(&root, &anabranch_core::StartFrom::default()).await.unwrap();
+    let child = loop {
+        if let anabranch_core::Next::Closed { mut children } = reader.next().await.unwrap() {
+            break children.remove(0);
+        }
+    };
+    fake.set_time(t(20));
+    let mut reader = source.open(&child, &anabranch_core::StartFrom::default()).await.unwrap();
+    let rank = loop {
+        match reader.next().await.unwrap() {
+            anabranch_core::Next::Batch(batch) if !batch.is_empty() => break batch.change(0).rank(),
+            anabranch_core::Next::Batch(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(mark >= rank, "{mark:?} {rank:?}");
+}
