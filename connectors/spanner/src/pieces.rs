@@ -72,7 +72,8 @@ mod tests {
 
     #[test]
     fn a_text_comes_back_whole_or_not_at_all() {
-        assert_eq!(split("{}".to_owned()), ("{}".to_owned(), Vec::new()));
+        let short = String::from("{}");
+        assert_eq!(split(short.clone()), (short, Vec::new()));
         assert_eq!(join("{}", &[]).unwrap().as_deref(), Some("{}"));
         let text = format!("{{{}}}", "ä:".repeat(1_500_000));
         let (first, rest) = split(text.clone());

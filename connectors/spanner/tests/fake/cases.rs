@@ -283,3 +283,22 @@ async fn a_drain_waits_for_what_was_committed_at_this_very_time() {
     };
     assert!(mark >= rank, "{mark:?} {rank:?}");
 }
+
+/// The clock that told where the stream is to begin was ahead: no copy is made of a time before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_never_older_than_the_start_of_the_stream() {
+    let mut stream = Stream::new(STREAM);
+    stream.root("a", t(0));
+    let ahead = vec![vec![json!(t(11).to_string())]];
+    let script = script(Dialect::GoogleSql, stream, t(10)).answer("CURRENT_TIMESTAMP", &[("now", "TIMESTAMP")], ahead);
+    let fake = script.start();
+    let source = anabranch_spanner::Spanner::new(FakeSpanner::DATABASE).change_stream(STREAM).endpoint(fake.endpoint());
+    let source: Box<dyn anabranch_core::Source> = Box::new(source.create(false));
+    source.prepare(None).await.unwrap();
+    let tables = source.tables().await.unwrap();
+    let error = source.snapshotter().unwrap().begin(&tables).await.err().expect("it would leave a gap");
+    assert_eq!(error.kind(), ErrorKind::Transient, "{}", error.report());
+    fake.set_time(t(11));
+    let copy = source.snapshotter().unwrap().begin(&tables).await.unwrap();
+    assert!(copy.point().rank > source.partitions().await.unwrap()[0].start.clone().unwrap().rank);
+}
