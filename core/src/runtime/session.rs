@@ -116,7 +116,9 @@ impl Session {
         session.letters.finish_interrupted_retries(&stored).await?;
         session.settle_parked(shared).await?;
         if session.letters.open() > 0 {
-            session.letters.close_replayed(|letter| session.stands(letter)).await?;
+            let own = session.own_partitions().await?;
+            let is_own = |letter: &DeadLetter| own.as_ref().is_none_or(|own| own.contains(&letter.partition));
+            session.letters.close_replayed(|letter| !is_own(letter) || session.stands(letter)).await?;
             session.letters.reload().await?;
         }
         Ok(session)
@@ -130,6 +132,16 @@ impl Session {
         });
         sum.snapshot_rows = self.snapshot_rows;
         sum
+    }
+
+    /// The partitions of which this run can tell what was passed; `None`: all. Of several processes that
+    /// share the source's partitions each knows its own alone.
+    async fn own_partitions(&self) -> Result<Option<HashSet<PartitionId>>> {
+        Ok(match self.spec.role {
+            Role::Whole => None,
+            Role::Setup => Some(HashSet::new()),
+            Role::Partition => Some(self.spec.source.partitions().await?.into_iter().map(|p| p.id).collect()),
+        })
     }
 
     /// Whether the lane that put this letter has passed its change: the source does not give it again.
