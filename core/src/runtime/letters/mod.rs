@@ -286,22 +286,18 @@ impl Letters {
 
     /// Smaller units that together are this one; one alone if it cannot be divided.
     fn split(&self, unit: &Unit, tokens: &HashMap<PartitionId, Bytes>) -> Vec<Unit> {
-        let transactions = unit.split_by_transaction();
-        if transactions.len() > 1 || self.whole_transactions || unit.len() < 2 {
-            return transactions;
+        let mut units = unit.split_by_transaction();
+        if units.len() < 2 && !self.whole_transactions && unit.len() > 1 {
+            let (middle, all) = (unit.len() / 2, unit.len());
+            let mut second = unit.part_of(middle..all, unit.progress.clone());
+            second.transactions = unit.transactions;
+            units = vec![unit.part_of(0..middle, Vec::new()), second];
         }
-        let (middle, all) = (unit.len() / 2, unit.len());
-        let mut first = unit.part_of(0..middle, Vec::new());
-        let last_rank = first.changes().last().map(|c| (c.partition().clone(), c.rank()));
-        if let Some((partition, rank)) = last_rank
-            && let Some(token) = tokens.get(&partition)
-        {
-            let position = Position::new(rank, token.clone());
-            first.progress = vec![Progress { partition, position, safe_time: None }];
+        // The last one has the progress of the whole.
+        if let Some((_, before)) = units.split_last_mut() {
+            before.iter_mut().for_each(|unit| pass_all(unit, tokens));
         }
-        let mut second = unit.part_of(middle..all, unit.progress.clone());
-        second.transactions = unit.transactions;
-        vec![first, second]
+        units
     }
 
     /// Treats a transaction, or a change, that the target refuses by itself.
@@ -421,6 +417,27 @@ impl Letters {
     fn with_held<T>(&self, f: impl FnOnce(&mut Held) -> T) -> T {
         // A panic under the lock leaves whole entries behind: the sets stay usable.
         f(&mut self.held.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Has the unit store, for every partition that it has changes of, that it has them: it may be the last that
+/// is written before a crash. `tokens`: what resumes each partition before them.
+fn pass_all(unit: &mut Unit, tokens: &HashMap<PartitionId, Bytes>) {
+    let mut passed: BTreeMap<PartitionId, Rank> = BTreeMap::new();
+    for slice in &unit.slices {
+        let Some(last) = slice.changes.iter().last() else { continue };
+        let change = slice.batch.change(last as usize);
+        let rank = passed.entry(change.partition().clone()).or_default();
+        *rank = change.rank().max(std::mem::take(rank));
+    }
+    for (partition, rank) in passed {
+        if unit.progress.iter().any(|p| p.partition == partition && p.position.rank >= rank) {
+            continue;
+        }
+        // No token yet: the partition's start.
+        let token = tokens.get(&partition).cloned().unwrap_or_default();
+        unit.progress.retain(|p| p.partition != partition);
+        unit.progress.push(Progress { partition, position: Position::new(rank, token), safe_time: None });
     }
 }
 
