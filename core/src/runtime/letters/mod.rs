@@ -183,6 +183,10 @@ impl Letters {
         let mut letters = Vec::new();
         for transaction in unit.split_by_transaction() {
             let all = self.whole_transactions && self.with_held(|held| transaction.changes().any(|c| held.touches(c)));
+            if let Some(other) = transaction.changes().find(|c| all && is_no_letter(*c)) {
+                let error = Error::rejected("an earlier change of one of its keys is a dead letter");
+                return Err(self.stopped_at(other, transaction.len(), no_letter(other, error)));
+            }
             for change in transaction.changes().filter(|c| is_row(*c)) {
                 if all || self.with_held(|held| held.touches(change)) {
                     self.with_held(|held| held.keys.extend(keys_of(change, held.sharded)));
@@ -310,6 +314,9 @@ impl Letters {
     ) -> Result<Durability> {
         let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
         let Some(&first) = changes.first() else { return Err(error) };
+        if let Some(other) = unit.changes().find(|c| is_no_letter(*c)) {
+            return Err(self.stopped_at(other, changes.len() + 1, no_letter(other, error)));
+        }
         match self.policy.on_rejected {
             OnRejected::Stop => return Err(self.stopped_at(first, changes.len(), error)),
             OnRejected::HaltShard if first.shard().is_none() => {
@@ -449,6 +456,16 @@ fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLett
 /// Not left out on purpose.
 pub(super) fn is_open_class(letter: &DeadLetter) -> bool {
     matches!(letter.class, LetterClass::Retry | LetterClass::Severe)
+}
+
+/// It has no rows, and a transaction that is set aside must not be without it.
+fn is_no_letter(change: ChangeRef<'_>) -> bool {
+    matches!(change.op(), Op::Truncate(_) | Op::Schema)
+}
+
+fn no_letter(change: ChangeRef<'_>, error: Error) -> Error {
+    let what = if change.op() == Op::Schema { "a change of a table's schema" } else { "a truncate" };
+    error.context(format!("its transaction has {what}, which cannot be set aside with it"))
 }
 
 pub(super) fn is_row(change: ChangeRef<'_>) -> bool {
