@@ -29,6 +29,8 @@ pub(crate) struct Lineage {
     forgotten: VecDeque<PartitionId>,
     /// Listed by the source at the start: never forgotten, or it would be read again.
     listed: HashSet<PartitionId>,
+    /// Heard of from a reader that closed, and in no checkpoint yet.
+    unsaved: HashSet<PartitionId>,
     moved: bool,
     wants_saving: bool,
 }
@@ -59,6 +61,7 @@ impl Lineage {
             finished: Arc::new(finished),
             forgotten: VecDeque::new(),
             listed,
+            unsaved: HashSet::new(),
             moved: false,
             wants_saving: false,
         }
@@ -154,6 +157,9 @@ impl Lineage {
         // What its own readers proved is true of what comes after it, too.
         let inherited = self.partitions.get(id).and_then(|p| p.safe_time);
         for child in children {
+            if !self.partitions.contains_key(&child.id) {
+                self.unsaved.insert(child.id.clone());
+            }
             // A merged child is reported by each of its parents: it is one partition. Each may know
             // parents that the others do not, and the last one where it really begins.
             let known = self
@@ -235,6 +241,7 @@ impl Lineage {
     /// A checkpoint was saved: acknowledge what it has, and count its finished partitions as such.
     pub(crate) fn saved(&mut self, saved: &Partitions) {
         for (id, p) in saved {
+            self.unsaved.remove(id);
             if let Some(position) = &p.position {
                 self.stored(id, position);
             }
@@ -248,6 +255,11 @@ impl Lineage {
     /// The partitions that are finished for good: those that the checkpoint has, and those forgotten last.
     pub(crate) fn finished(&self) -> Arc<HashSet<PartitionId>> {
         Arc::clone(&self.finished)
+    }
+
+    /// The partitions that no checkpoint has yet.
+    pub(crate) fn unsaved(&self) -> HashSet<PartitionId> {
+        self.unsaved.clone()
     }
 
     /// This progress is durable where a restart will find it: the source may forget what lies before.

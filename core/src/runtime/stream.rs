@@ -553,6 +553,7 @@ impl Coordinator {
                 // One that has given nothing yet is where it starts.
                 open: open.into_iter().map(|(p, at)| (p.id, at.map(|at| at.position).or(p.start))).collect(),
                 finished: self.lineage.finished(),
+                unsaved: self.lineage.unsaved(),
                 copying: false,
                 dead_letters_open: self.letters.open(),
             },
