@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::letters::{LaneName, Letters};
@@ -41,8 +40,6 @@ pub(crate) struct LaneTask {
     pub(crate) tally: Tally,
     /// What this lane had committed when the run began: a replay up to there is skipped.
     pub(crate) committed: HashMap<PartitionId, Progress>,
-    /// For each partition the token that resumes it at or before what this lane has stored.
-    pub(crate) tokens: HashMap<PartitionId, Bytes>,
     pub(crate) letters: Arc<Letters>,
     /// Hears of each write.
     pub(crate) pulse: Arc<Pulse>,
@@ -131,11 +128,8 @@ impl LaneTask {
             self.untold = Tally::default();
         }
         let unit = self.letters.hold(unit, &self.name).await?;
-        let (durability, mut counters) = self.letters.apply(writer.as_mut(), &unit, &self.name, &self.tokens).await?;
+        let (durability, mut counters) = self.letters.apply(writer.as_mut(), &unit, &self.name).await?;
         counters += left_out.counters();
-        for progress in unit.progress {
-            self.tokens.insert(progress.partition, progress.position.token);
-        }
         Ok((durability, counters))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::model::{Partition, PartitionId, PartitionProgress, PartitionStatus, Position, Progress, Rank, Timestamp};
@@ -141,10 +142,10 @@ impl Lineage {
         }
     }
 
-    pub(crate) fn received(&mut self, id: &PartitionId, end: &Position) {
-        if let Some(read) = self.reading.get_mut(id) {
-            read.received = Some(end.clone());
-        }
+    /// A batch that ends here was received. Gives the token of where the one before it ended.
+    pub(crate) fn received(&mut self, id: &PartitionId, end: &Position) -> Bytes {
+        let before = self.reading.get_mut(id).and_then(|read| read.received.replace(end.clone()));
+        before.map(|at| at.token).unwrap_or_default()
     }
 
     pub(crate) fn stopped(&mut self, id: &PartitionId) {

@@ -145,9 +145,6 @@ impl Coordinator {
             let lane = session.lane(index, LanePurpose::Stream);
             let committed = session.committed.get(index as usize).cloned().unwrap_or_default();
             let (inbox, work) = mpsc::channel(UNITS_AT_LANE);
-            let low = &session.keeper.checkpoint.partitions;
-            let tokens =
-                low.iter().filter_map(|(id, p)| Some((id.clone(), p.position.as_ref()?.token.clone()))).collect();
             let at = index as usize;
             let writer = match session.halted.contains_key(&(at / group)) {
                 true => None,
@@ -159,7 +156,6 @@ impl Coordinator {
                 tally: session.tallies.get(at).copied().unwrap_or_default(),
                 untold: Tally::default(),
                 committed,
-                tokens,
                 letters: Arc::clone(&session.letters),
                 index: at,
                 pulse: shared.pulse(),
@@ -277,8 +273,8 @@ impl Coordinator {
         match reading {
             Reading::Batch(batch, permit) => {
                 self.stop_at_new_table(&batch)?;
-                let batch = Arc::new(batch);
-                self.lineage.received(batch.partition(), batch.end());
+                let before = self.lineage.received(batch.partition(), batch.end());
+                let batch = Arc::new(batch.resumed_from(before));
                 self.shared.heard(&batch);
                 let id = self.batches.add(Arc::clone(&batch), permit);
                 self.orderer.push(id, &batch)?;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{ABSENT, Cell, ChangeBatch, Data, LeftOut, MAX_BYTES, OldImage, Op, Piece, Record, RowRef, Transaction};
 use crate::error::{Error, Result};
 use crate::model::{PartitionId, Position, TableSchema, Timestamp, ValueRef};
@@ -57,6 +59,7 @@ impl BatchBuilder {
                 end: Position::default(),
                 safe_time: None,
                 lag_bytes: None,
+                before: Bytes::new(),
             },
             open: None,
             keep_empty: false,

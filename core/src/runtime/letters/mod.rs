@@ -4,7 +4,7 @@ mod held;
 mod lanes;
 mod retry;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -233,7 +233,6 @@ impl Letters {
         writer: &mut dyn SinkWriter,
         unit: &Unit,
         lane: &LaneName,
-        tokens: &HashMap<PartitionId, Bytes>,
     ) -> Result<(Durability, Counters)> {
         let error = match self.write(writer, unit, lane).await {
             Err(e) if e.kind() == ErrorKind::Rejected => e,
@@ -262,7 +261,7 @@ impl Letters {
                     }
                 },
             };
-            let mut smaller = self.split(&unit, tokens);
+            let mut smaller = self.split(&unit);
             if smaller.len() > 1 {
                 smaller.reverse();
                 rest.append(&mut smaller);
@@ -289,7 +288,7 @@ impl Letters {
     }
 
     /// Smaller units that together are this one; one alone if it cannot be divided.
-    fn split(&self, unit: &Unit, tokens: &HashMap<PartitionId, Bytes>) -> Vec<Unit> {
+    fn split(&self, unit: &Unit) -> Vec<Unit> {
         let mut units = unit.split_by_transaction();
         if units.len() < 2 && !self.whole_transactions && unit.len() > 1 {
             let (middle, all) = (unit.len() / 2, unit.len());
@@ -299,7 +298,7 @@ impl Letters {
         }
         // The last one has the progress of the whole.
         if let Some((_, before)) = units.split_last_mut() {
-            before.iter_mut().for_each(|unit| pass_all(unit, tokens));
+            before.iter_mut().for_each(pass_all);
         }
         units
     }
@@ -428,23 +427,24 @@ impl Letters {
 }
 
 /// Has the unit store, for every partition that it has changes of, that it has them: it may be the last that
-/// is written before a crash. `tokens`: what resumes each partition before them.
-fn pass_all(unit: &mut Unit, tokens: &HashMap<PartitionId, Bytes>) {
-    let mut passed: BTreeMap<PartitionId, Rank> = BTreeMap::new();
+/// is written before a crash.
+fn pass_all(unit: &mut Unit) {
+    let mut passed: BTreeMap<PartitionId, Position> = BTreeMap::new();
     for slice in &unit.slices {
         let Some(last) = slice.changes.iter().last() else { continue };
         let change = slice.batch.change(last as usize);
-        let rank = passed.entry(change.partition().clone()).or_default();
-        *rank = change.rank().max(std::mem::take(rank));
+        let at = Position::new(change.rank(), slice.batch.token_before(last).clone());
+        let known = passed.entry(change.partition().clone()).or_default();
+        if known.rank < at.rank {
+            *known = at;
+        }
     }
-    for (partition, rank) in passed {
-        if unit.progress.iter().any(|p| p.partition == partition && p.position.rank >= rank) {
+    for (partition, position) in passed {
+        if unit.progress.iter().any(|p| p.partition == partition && p.position.rank >= position.rank) {
             continue;
         }
-        // No token yet: the partition's start.
-        let token = tokens.get(&partition).cloned().unwrap_or_default();
         unit.progress.retain(|p| p.partition != partition);
-        unit.progress.push(Progress { partition, position: Position::new(rank, token), safe_time: None });
+        unit.progress.push(Progress { partition, position, safe_time: None });
     }
 }
 
