@@ -55,13 +55,18 @@ impl Session {
         };
         // Before anything is written: a claim stores the new number of lanes.
         check_lanes(lanes, &before, &keeper.checkpoint)?;
+        let was = before.iter().map(|l| l.lanes).find(|&n| n > 0).filter(|&n| n != lanes);
         if keeper.checkpoint.identity.0.is_empty()
             && let Some(lane) = before.iter().find(|l| !l.identity.0.is_empty())
         {
             // The checkpoint was lost but the target knows: its progress is bound to this source.
             keeper.checkpoint.identity = lane.identity.clone();
         }
-        let stored = take_over_target(spec, &keeper, &mut reach).await?;
+        if let Some(was) = was {
+            // Who wrote with that number may have gone on until now, when nobody can any more.
+            check_lanes(lanes, &take_over_target(spec, &keeper, &mut reach, was).await?, &keeper.checkpoint)?;
+        }
+        let stored = take_over_target(spec, &keeper, &mut reach, lanes).await?;
         merge_progress(&mut keeper.checkpoint, &stored, lanes);
 
         let fresh = keeper.checkpoint.identity.0.is_empty();
@@ -70,7 +75,7 @@ impl Session {
         keeper.checkpoint.identity = identity;
         keeper.checkpoint.order = spec.order.name().to_owned();
         if changed {
-            take_over_target(spec, &keeper, &mut reach).await?;
+            take_over_target(spec, &keeper, &mut reach, lanes).await?;
         }
 
         let letters = Letters::load(
@@ -182,10 +187,15 @@ impl Session {
 pub(crate) const RETRIED_OR_TALLY: [&str; 2] = [RETRIED, TALLY];
 
 /// Raises the epoch in the target and reads what the lanes have committed.
-async fn take_over_target(spec: &Spec, keeper: &Keeper, reach: &mut Reach<'_>) -> Result<Vec<LaneProgress>> {
+async fn take_over_target(
+    spec: &Spec,
+    keeper: &Keeper,
+    reach: &mut Reach<'_>,
+    lanes: u32,
+) -> Result<Vec<LaneProgress>> {
     let (pipeline, checkpoint) = (Arc::clone(&spec.name), &keeper.checkpoint);
     let identity = checkpoint.identity.clone();
-    let claim = Claim { pipeline, epoch: checkpoint.epoch, lanes: spec.lanes(), identity };
+    let claim = Claim { pipeline, epoch: checkpoint.epoch, lanes, identity };
     match (spec.sink.sharded(), spec.sink.progress()) {
         (Some(sharded), _) => {
             let taken = sharded.take_over_each(&claim).await;
