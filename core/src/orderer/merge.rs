@@ -89,7 +89,10 @@ impl<P> Merge<P> {
                 )));
             }
         }
-        let total = piece.transaction.total.filter(|_| self.whole && !replay).map_or(Total::Unknown, Total::Told);
+        // A bare end comes alone where the changes before it were passed in an earlier run.
+        let alone = piece.changes.is_empty() && !self.pending.contains_key(&key);
+        let told = piece.transaction.total.filter(|_| self.whole && !replay && !alone);
+        let total = told.map_or(Total::Unknown, Total::Told);
         let pending = self.pending.entry(key).or_insert_with(|| Pending { pieces: Vec::new(), changes: 0, total });
         if pending.total != total {
             pending.total = Total::Unknown;

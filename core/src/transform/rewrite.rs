@@ -33,9 +33,14 @@ pub fn rewrite(
     let mut out = Rewriter { batch: BatchBuilder::new(batch.partition().clone()), sequence: 0 };
     for piece in batch.pieces() {
         out.batch.begin_like(piece);
+        let before = out.batch.len();
         for (index, sequence) in piece.changes.clone().zip(piece.first_sequence..) {
             out.sequence = sequence;
             each(batch.change(index as usize), &mut out)?;
+        }
+        if out.batch.len() - before < piece.changes.len() {
+            // What its source told of it is not what arrives.
+            out.batch.forget_total();
         }
         if let Some(end) = &piece.end {
             out.batch.commit(end.clone());

@@ -112,6 +112,16 @@ impl BatchBuilder {
         self.keep_empty = piece.first;
     }
 
+    /// How many changes the open transaction has is not known any more: some were left out. Its piece stays
+    /// even without changes, to say so.
+    pub(crate) fn forget_total(&mut self) {
+        if let Some(open) = &mut self.open
+            && open.transaction.total.take().is_some()
+        {
+            self.keep_empty = true;
+        }
+    }
+
     /// The next change has this number in the open transaction: those between are left out, and
     /// the numbers (the ranks) of the others stay what they are.
     pub fn skip_to(&mut self, sequence: u64) {
