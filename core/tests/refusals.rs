@@ -216,6 +216,39 @@ async fn a_truncate_in_a_refused_transaction_is_not_left_out() {
     running.stop().await.unwrap();
 }
 
+/// In one unit: a transaction that waits behind a letter, with a row of another table, and a truncate of that.
+#[tokio::test(start_paused = true)]
+async fn a_truncate_does_not_overtake_what_came_to_wait_just_now() {
+    let orders: [(&str, Order); 2] = [("transaction", ByTransaction::new().into()), ("key", ByKey::new(1).into())];
+    for (name, order) in orders {
+        let (customers, lines) = (customers(), lines());
+        let source = MemorySource::new("db").table(customers.clone()).table(lines.clone());
+        let (sink, schedule, check) = (MemorySink::new(), Schedule::new(), Check::default());
+        let row = |id: i64, email: &str| vec![Value::Int(id), Value::from(email), Value::Null, Value::Null];
+        let line = |n: i64| vec![Value::Null, Value::Int(n), Value::Int(n), Value::Null];
+        let builder = || {
+            let builder = Pipeline::builder("p").source(source.clone()).sink(check.on(&sink, &schedule, |id| id == 2));
+            builder.order(order.clone()).create_tables(true).on_rejected(OnRejected::DeadLetter)
+        };
+        let mut running = start(builder()).await;
+        source.transaction().insert(&customers.name, row(2, "a")).commit().unwrap();
+        assert_eq!(running.drain(LONG).await.unwrap().dead_letters_open, 1, "{name}");
+        let both = source.transaction().update(&customers.name, vec![Value::Int(2)], row(2, "b"));
+        both.insert(&lines.name, line(1)).commit().unwrap();
+        source.transaction().truncate(&lines.name).commit().unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(5), running.wait()).await;
+        // By key the line is not of the letter's key, and does not wait.
+        assert_eq!(ended.is_ok_and(|ended| ended.is_err()), name == "transaction");
+        drop(running);
+        check.drop_it();
+        let mut running = start(builder()).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(running.drain(LONG).await.unwrap().drained, "{name}: {:?}", running.status());
+        assert_eq!(source.tables().difference(&sink.tables()), None, "{name}");
+        running.stop().await.unwrap();
+    }
+}
+
 /// Rows of a table without a key cannot be told apart: all of it waits behind a letter of one of them.
 #[tokio::test(start_paused = true)]
 async fn a_table_without_a_key_waits_behind_its_letter() {

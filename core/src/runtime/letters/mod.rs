@@ -178,10 +178,11 @@ impl Letters {
         if unit.part != Part::Whole {
             return self.refuse_to_overtake(&unit).map(|()| unit);
         }
-        self.refuse_to_truncate(&unit)?;
         let mut waiting: HashSet<(PartitionId, Rank)> = HashSet::new();
         let mut letters = Vec::new();
         for transaction in unit.split_by_transaction() {
+            // One by one: those before it in the unit may have come to wait just now.
+            self.refuse_to_truncate(&transaction)?;
             let all = self.whole_transactions && self.with_held(|held| transaction.changes().any(|c| held.touches(c)));
             if let Some(other) = transaction.changes().find(|c| all && is_no_letter(*c)) {
                 let error = Error::rejected("an earlier change of one of its keys is a dead letter");
