@@ -10,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::batches::{Batches, Budget};
+use super::batches::{Batches, Budget, Loaded};
 use super::lane::{Applied, LaneTask, Work};
 use super::lineage::Lineage;
 use super::reader::{ReaderTask, Reading};
@@ -21,7 +21,7 @@ use super::snapshot::copies;
 use super::tally::Tally;
 use crate::control::drain::Durable;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, Counters, Position, Progress, TableName, Timestamp, Unit, UnitId};
+use crate::model::{BatchId, ChangeBatch, Counters, OrderedUnit, Position, Progress, TableName, Timestamp, UnitId};
 use crate::orderer::Orderer;
 use crate::pipeline::{Known, Phase, Role, Shared, Spec, Watermark};
 use crate::sink::LanePurpose;
@@ -105,7 +105,8 @@ enum Retrying {
 
 struct LaneHandle {
     inbox: mpsc::Sender<Work>,
-    ready: VecDeque<Unit>,
+    /// Without their batches yet: a transaction that was spilled may be larger than the memory.
+    ready: VecDeque<OrderedUnit>,
     at_lane: usize,
     /// Units that were sent and are not done.
     under_way: usize,
@@ -116,6 +117,7 @@ struct LaneHandle {
 struct InFlight {
     lane: usize,
     slices: Vec<(BatchId, usize)>,
+    loaded: Loaded,
     ends: bool,
     progress: Vec<Progress>,
     counters: Counters,
@@ -320,6 +322,7 @@ impl Coordinator {
                 for (batch, changes) in unit.slices.drain(..) {
                     self.batches.applied(batch, changes);
                 }
+                self.batches.unload(std::mem::take(&mut unit.loaded));
                 // None while a run ends: then nothing is sent any more.
                 if let Some(lane) = self.lanes.get_mut(unit.lane) {
                     lane.at_lane -= 1;
@@ -457,27 +460,29 @@ impl Coordinator {
         while let Some(ordered) = self.orderer.next_ready()? {
             let lane = ordered.lane as usize;
             let slices = ordered.slices.iter().map(|s| (s.batch, s.changes.len())).collect();
-            let unit = self.batches.resolve(ordered)?;
-            let ends = unit.part.ends();
-            self.in_flight.insert(
-                unit.id,
-                InFlight { lane, slices, ends, progress: unit.progress.clone(), counters: Counters::default() },
-            );
+            let (ends, progress) = (ordered.part.ends(), ordered.progress.clone());
+            let (loaded, counters) = (Loaded::default(), Counters::default());
+            self.in_flight.insert(ordered.id, InFlight { lane, slices, loaded, ends, progress, counters });
             let handle = self
                 .lanes
                 .get_mut(lane)
                 .ok_or_else(|| Error::fatal(format!("the orderer chose lane {lane}, which is not there")))?;
-            handle.ready.push_back(unit);
+            handle.ready.push_back(ordered);
         }
         for lane in 0..self.lanes.len() {
             let retrying = self.retrying[lane / self.group];
             let handle = &mut self.lanes[lane];
             let mut units = Vec::new();
+            let batches = &mut self.batches;
             // A transaction that is open in parts is ended before letters are tried again.
             while handle.at_lane < UNITS_AT_LANE
                 && (retrying == Retrying::No || (retrying == Retrying::Waiting && handle.in_parts))
-                && let Some(unit) = handle.ready.pop_front()
+                && let Some(ordered) = handle.ready.pop_front_if(|unit| batches.has_room_for(unit))
             {
+                let (unit, loaded) = batches.resolve(ordered)?;
+                if let Some(unit) = self.in_flight.get_mut(&unit.id) {
+                    unit.loaded = loaded;
+                }
                 handle.at_lane += 1;
                 handle.under_way += 1;
                 handle.in_parts = !unit.part.ends();
@@ -636,3 +641,7 @@ impl Coordinator {
 fn panicked(e: tokio::task::JoinError) -> Error {
     Error::fatal("a task of the pipeline panicked").because(e)
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

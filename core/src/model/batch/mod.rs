@@ -240,6 +240,17 @@ impl ChangeBatch {
         self
     }
 
+    /// Without room to grow.
+    pub(crate) fn shrunk(mut self) -> Self {
+        let Data { records, cells, text, bytes, pieces, .. } = &mut self.data;
+        records.shrink_to_fit();
+        cells.shrink_to_fit();
+        text.shrink_to_fit();
+        bytes.shrink_to_fit();
+        pieces.shrink_to_fit();
+        self
+    }
+
     /// With the token of the position at which the batch before it ended.
     pub(crate) fn resumed_from(mut self, token: Bytes) -> Self {
         self.data.before = token;

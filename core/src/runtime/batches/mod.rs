@@ -1,18 +1,24 @@
 //! The batches between the readers and the lanes: one byte budget, and a file for what waits too long.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::sync::{Arc, Weak};
+mod recent;
+mod spill;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use self::recent::{Key, Recent};
+use self::spill::{SpillFiles, Spilled};
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, OrderedUnit, TableSchema, Unit, UnitKind, UnitSlice};
+use crate::model::{BatchId, ChangeBatch, OrderedUnit, Selection, Slice, Unit, UnitKind, UnitSlice};
+use crate::transform::part;
 
 /// The byte budget of a pipeline. A batch holds its share from the moment it was read until it is
 /// applied (or spilled). One batch more than the budget may be in memory at each reader: it must be
-/// read before its size is known.
+/// read before its size is known. What is read back of spilled batches takes as much as three
+/// quarters of the budget beside it, however many partitions it comes from: see [`Batches::has_room_for`].
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     permits: Arc<Semaphore>,
@@ -49,17 +55,10 @@ pub(crate) struct Batches {
     budget: Budget,
     next: u64,
     entries: BTreeMap<BatchId, Entry>,
-    spill: Option<SpillFile>,
+    spill: SpillFiles,
     recent: Recent,
-}
-
-/// Spilled batches that were read back last, the oldest first: of several partitions that are merged, each
-/// transaction may be in another one's batch. They are beside the budget.
-#[derive(Debug)]
-struct Recent {
-    batches: VecDeque<(BatchId, Arc<ChangeBatch>)>,
-    bytes: usize,
-    /// Half of the budget: the heads of a dozen partitions in the default one.
+    /// What units that are not applied yet have of spilled batches, in bytes, and at most.
+    loaded: usize,
     limit: usize,
 }
 
@@ -73,46 +72,26 @@ struct Entry {
 #[derive(Debug)]
 enum Place {
     Memory(Arc<ChangeBatch>, #[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit),
-    /// `loaded` by a unit that is not applied yet, or lately.
-    Disk {
-        at: u64,
-        len: usize,
-        schemas: Vec<Arc<TableSchema>>,
-        loaded: Weak<ChangeBatch>,
-    },
+    Disk(Spilled),
 }
 
-impl Recent {
-    /// This one is used now.
-    fn touch(&mut self, id: BatchId, batch: &Arc<ChangeBatch>) {
-        if self.batches.back().is_some_and(|(last, _)| *last == id) {
-            return;
-        }
-        self.forget(id);
-        self.bytes += batch.memory_size();
-        self.batches.push_back((id, Arc::clone(batch)));
-        while self.bytes > self.limit
-            && self.batches.len() > 1
-            && let Some((_, oldest)) = self.batches.pop_front()
-        {
-            self.bytes -= oldest.memory_size();
-        }
-    }
-
-    fn forget(&mut self, id: BatchId) {
-        if let Some(at) = self.batches.iter().position(|(known, _)| *known == id)
-            && let Some((_, batch)) = self.batches.remove(at)
-        {
-            self.bytes -= batch.memory_size();
-        }
-    }
-}
+/// What a unit has of spilled batches, in bytes: to be given back with [`Batches::unload`].
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Loaded(usize);
 
 impl Batches {
     pub(crate) fn new(budget: Budget) -> Self {
-        let limit = budget.total as usize * BYTES_PER_PERMIT / 2;
-        let recent = Recent { batches: VecDeque::new(), bytes: 0, limit };
-        Self { budget, next: 0, entries: BTreeMap::new(), spill: None, recent }
+        let quarter = budget.total as usize * BYTES_PER_PERMIT / 4;
+        Self {
+            budget,
+            next: 0,
+            entries: BTreeMap::new(),
+            spill: SpillFiles::default(),
+            recent: Recent::new(quarter),
+            loaded: 0,
+            limit: 2 * quarter,
+        }
     }
 
     /// Keeps a batch. One without changes needs no keeping; it still gets an id.
@@ -130,34 +109,109 @@ impl Batches {
         self.entries.values().map(|e| e.remaining as u64).sum()
     }
 
-    /// The unit with its batches.
-    pub(crate) fn resolve(&mut self, ordered: OrderedUnit) -> Result<Unit> {
-        let mut slices = Vec::with_capacity(ordered.slices.len());
-        for slice in ordered.slices {
-            slices.push(UnitSlice { batch: self.get(slice.batch)?, changes: slice.changes });
+    /// Whether what the unit has of spilled batches may be read back now: not more than half of the budget
+    /// at a time (four units), or one unit. Applying one makes room.
+    pub(crate) fn has_room_for(&self, unit: &OrderedUnit) -> bool {
+        let of_slice = |slice: &Slice| match self.entries.get(&slice.batch).map(|e| &e.place) {
+            Some(Place::Disk(spilled)) => spilled.bytes(slice.changes.len()),
+            _ => 0,
+        };
+        let bytes: usize = unit.slices.iter().map(of_slice).sum();
+        bytes == 0 || self.loaded == 0 || self.loaded + bytes <= self.limit
+    }
+
+    /// The unit with its batches: of those that were spilled the changes alone that it has.
+    pub(crate) fn resolve(&mut self, ordered: OrderedUnit) -> Result<(Unit, Loaded)> {
+        // Each segment once, with all that the unit has of it.
+        let mut wanted: BTreeMap<Key, Range<u32>> = BTreeMap::new();
+        for slice in &ordered.slices {
+            let Some(Entry { place: Place::Disk(spilled), .. }) = self.entries.get(&slice.batch) else { continue };
+            for (segment, changes) in cut(spilled, &slice.changes) {
+                let more = bounds(&changes);
+                let range = wanted.entry((slice.batch, segment)).or_insert_with(|| more.clone());
+                *range = range.start.min(more.start)..range.end.max(more.end);
+            }
         }
-        Ok(Unit {
+        let (mut read, mut loaded) = (HashMap::with_capacity(wanted.len()), 0);
+        for (key, range) in wanted {
+            let (batch, start) = self.load(key, range)?;
+            loaded += batch.memory_size();
+            read.insert(key, (batch, start));
+        }
+        let mut slices = Vec::with_capacity(ordered.slices.len());
+        for Slice { batch: id, changes } in ordered.slices {
+            match self.entries.get(&id).map(|e| &e.place) {
+                Some(Place::Memory(batch, _)) => slices.push(UnitSlice { batch: Arc::clone(batch), changes }),
+                Some(Place::Disk(spilled)) => {
+                    slices.extend(cut(spilled, &changes).into_iter().filter_map(|(segment, changes)| {
+                        let (batch, start) = read.get(&(id, segment))?;
+                        Some(UnitSlice { batch: Arc::clone(batch), changes: counted_from(changes, *start) })
+                    }))
+                }
+                None => {
+                    let problem = format!("the orderer emitted batch {} which is not waiting", id.0);
+                    return Err(Error::fatal(problem));
+                }
+            }
+        }
+        self.loaded += loaded;
+        let unit = Unit {
             id: ordered.id,
             kind: UnitKind::Stream,
             part: ordered.part,
             slices,
             transactions: ordered.transactions,
             progress: ordered.progress,
-        })
+        };
+        Ok((unit, Loaded(loaded)))
+    }
+
+    /// These changes of a segment, in a batch; and the number of its first change in the batch that was spilled.
+    fn load(&mut self, key: Key, changes: Range<u32>) -> Result<(Arc<ChangeBatch>, u32)> {
+        let (id, segment) = key;
+        let Some(Entry { place: Place::Disk(spilled), .. }) = self.entries.get(&id) else {
+            return Err(Error::fatal(format!("batch {} was not spilled", id.0)));
+        };
+        let of_segment = spilled.changes(segment);
+        let batch = match self.recent.get(key) {
+            Some(batch) => batch,
+            None => {
+                let batch = Arc::new(spilled.read(segment)?);
+                self.recent.keep(key, &batch);
+                batch
+            }
+        };
+        // Half of it or more: nothing is gained by a copy.
+        if changes.len() * 2 >= batch.len() {
+            return Ok((batch, of_segment.start));
+        }
+        let within = changes.start - of_segment.start..changes.end - of_segment.start;
+        Ok((Arc::new(part(&batch, within)?), changes.start))
+    }
+
+    /// What units have of spilled batches, in bytes.
+    #[cfg(test)]
+    pub(crate) fn loaded(&self) -> usize {
+        self.loaded
+    }
+
+    /// The unit is applied: its memory is free.
+    pub(crate) fn unload(&mut self, Loaded(bytes): Loaded) {
+        self.loaded -= bytes;
     }
 
     /// These many changes of the batch are applied; the last ones free it.
     pub(crate) fn applied(&mut self, id: BatchId, changes: usize) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.remaining = entry.remaining.saturating_sub(changes);
-            if entry.remaining == 0 {
-                self.entries.remove(&id);
-                self.recent.forget(id);
+            if entry.remaining == 0
+                && let Some(Entry { place: Place::Disk(spilled), .. }) = self.entries.remove(&id)
+            {
+                (0..spilled.segments()).for_each(|segment| self.recent.forget((id, segment)));
             }
         }
         if self.entries.is_empty() {
-            // Nothing refers to the file any more: begin a new one when it is needed again.
-            self.spill = None;
+            self.spill.clear();
         }
     }
 
@@ -167,80 +221,59 @@ impl Batches {
         if !self.budget.is_tight() {
             return Ok(());
         }
-        let mut waiting: VecDeque<BatchId> =
-            self.entries.iter().filter(|(_, e)| matches!(e.place, Place::Memory(..))).map(|(id, _)| *id).collect();
-        while let Some(id) = waiting.pop_back() {
-            let Some(entry) = self.entries.get_mut(&id) else { continue };
-            let Place::Memory(batch, _) = &entry.place else { continue };
-            let file = match &mut self.spill {
-                Some(file) => file,
-                none => none.insert(SpillFile::create()?),
-            };
-            let (at, len) = file.append(&batch.spill()?)?;
-            entry.place = Place::Disk { at, len, schemas: batch.schemas().to_vec(), loaded: Weak::new() };
+        for entry in self.entries.values_mut().rev() {
+            if let Place::Memory(batch, _) = &entry.place {
+                entry.place = Place::Disk(self.spill.write(batch)?);
+            }
         }
         Ok(())
     }
+}
 
-    fn get(&mut self, id: BatchId) -> Result<Arc<ChangeBatch>> {
-        let entry = self
-            .entries
-            .get_mut(&id)
-            .ok_or_else(|| Error::fatal(format!("the orderer emitted batch {} which is not waiting", id.0)))?;
-        match (&mut entry.place, &mut self.spill) {
-            (Place::Memory(batch, _), _) => Ok(Arc::clone(batch)),
-            (Place::Disk { at, len, schemas, loaded }, Some(file)) => {
-                let batch = match loaded.upgrade() {
-                    Some(batch) => batch,
-                    None => Arc::new(ChangeBatch::unspill(schemas.clone(), &file.read(*at, *len)?)?),
-                };
-                *loaded = Arc::downgrade(&batch);
-                self.recent.touch(id, &batch);
-                Ok(batch)
+/// The changes by segment.
+fn cut(spilled: &Spilled, changes: &Selection) -> Vec<(usize, Selection)> {
+    match changes {
+        Selection::Range(range) => {
+            let (mut all, mut start) = (Vec::new(), range.start);
+            while start < range.end {
+                let segment = spilled.segment_of(start);
+                let end = spilled.changes(segment).end.min(range.end);
+                all.push((segment, Selection::Range(start..end)));
+                start = end;
             }
-            (Place::Disk { .. }, None) => Err(Error::fatal("a spilled batch has no file")),
+            all
+        }
+        Selection::List(list) => {
+            let runs = list.chunk_by(|a, b| spilled.segment_of(*a) == spilled.segment_of(*b));
+            runs.map(|run| (spilled.segment_of(run[0]), Selection::List(run.to_vec()))).collect()
         }
     }
 }
 
-/// A temporary file without a name: gone when the process is.
-#[derive(Debug)]
-struct SpillFile {
-    file: File,
-    end: u64,
+/// The range that has these changes.
+fn bounds(changes: &Selection) -> Range<u32> {
+    match changes {
+        Selection::Range(range) => range.clone(),
+        Selection::List(list) => {
+            let (first, last) = (list.iter().min(), list.iter().max());
+            first.copied().unwrap_or_default()..last.map_or(0, |c| c + 1)
+        }
+    }
 }
 
-impl SpillFile {
-    fn create() -> Result<Self> {
-        let file = tempfile::tempfile().map_err(|e| Error::transient("cannot create a spill file").because(e))?;
-        Ok(Self { file, end: 0 })
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(u64, usize)> {
-        let at = self.end;
-        self.file.seek(SeekFrom::Start(at)).and_then(|_| self.file.write_all(bytes)).map_err(|e| {
-            Error::transient("cannot write to the spill file")
-                .because(e)
-                .hint("is the disk of the temporary folder full?")
-        })?;
-        self.end += bytes.len() as u64;
-        Ok((at, bytes.len()))
-    }
-
-    fn read(&mut self, at: u64, len: usize) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; len];
-        self.file
-            .seek(SeekFrom::Start(at))
-            .and_then(|_| self.file.read_exact(&mut bytes))
-            .map_err(|e| Error::transient("cannot read the spill file").because(e))?;
-        Ok(bytes)
+fn counted_from(changes: Selection, start: u32) -> Selection {
+    match changes {
+        Selection::Range(range) => Selection::Range(range.start - start..range.end - start),
+        Selection::List(list) => Selection::List(list.into_iter().map(|c| c - start).collect()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{BatchBuilder, Column, DataType, Op, PartitionId, Position, TableName, Transaction, ValueRef};
+    use crate::model::{
+        BatchBuilder, Column, DataType, Op, PartitionId, Position, TableName, TableSchema, Transaction, ValueRef,
+    };
 
     fn batch(rows: i64) -> Arc<ChangeBatch> {
         let schema = Arc::new(TableSchema {
@@ -253,40 +286,85 @@ mod tests {
         batch.begin(Transaction::default(), 1);
         for id in 0..rows {
             batch.change(Op::Insert, slot);
+            batch.new_row();
             batch.push(ValueRef::Int(id));
         }
         batch.commit(Position::default());
         Arc::new(batch.finish(Position::default(), None).unwrap())
     }
 
-    /// Transactions of several partitions are merged out of many spilled batches, one change at a time.
+    fn ordered(id: u64, slices: Vec<Slice>) -> OrderedUnit {
+        let (lane, part, transactions, progress) = (0, crate::model::Part::Whole, 1, Vec::new());
+        OrderedUnit { id: crate::model::UnitId(id), lane, part, slices, transactions, progress }
+    }
+
+    /// What all batches occupy that a unit refers to.
+    fn held(unit: &Unit) -> usize {
+        let mut all: Vec<_> = unit.slices.iter().map(|s| &s.batch).collect();
+        all.sort_by_key(|batch| Arc::as_ptr(batch));
+        all.dedup_by_key(|batch| Arc::as_ptr(batch));
+        all.into_iter().map(|batch| batch.memory_size()).sum()
+    }
+
+    /// Transactions over all partitions are merged out of spilled batches, four to a unit.
     #[tokio::test]
-    async fn a_spilled_batch_is_read_once_while_it_is_used() {
-        let budget = Budget::new(64 << 10);
+    async fn memory_is_bounded_however_many_partitions_there_are() {
+        const MEMORY: usize = 64 << 10;
+        const ROWS: i64 = 500;
+        for partitions in [4, 40, 400] {
+            let budget = Budget::new(MEMORY);
+            let mut batches = Batches::new(budget.clone());
+            let mut ids = Vec::new();
+            let size = batch(ROWS).memory_size();
+            for _ in 0..partitions {
+                ids.push(batches.add(batch(ROWS), budget.reserve(size).await.unwrap()));
+                batches.spill_if_tight().unwrap();
+            }
+            // Nothing is in memory but what units have, and what was read last.
+            while !budget.is_tight() {
+                ids.push(batches.add(batch(ROWS), budget.reserve(size).await.unwrap()));
+            }
+            batches.spill_if_tight().unwrap();
+            assert_eq!(budget.permits.available_permits(), budget.total as usize);
+            let mut most = 0;
+            for first in (0..20_u32).step_by(4) {
+                let one = |id: &BatchId, at: u32| Slice { batch: *id, changes: Selection::Range(at..at + 1) };
+                let all = (first..first + 4).flat_map(|at| ids.iter().map(move |id| one(id, at)));
+                let (unit, loaded) = batches.resolve(ordered(1, all.collect())).unwrap();
+                assert_eq!(unit.len(), 4 * ids.len());
+                for (n, change) in unit.changes().enumerate() {
+                    let at = i64::from(first) + (n / ids.len()) as i64;
+                    assert_eq!(change.new_row().unwrap().get(0), ValueRef::Int(at));
+                }
+                assert_eq!(loaded.0, held(&unit));
+                // As large as an orderer makes a unit, and not yet applied.
+                assert!(!batches.has_room_for(&ordered(0, vec![one(&ids[0], 0); MEMORY / 2])));
+                most = most.max(held(&unit) + batches.recent.bytes());
+                batches.unload(loaded);
+            }
+            // A batch of four changes has its own overhead.
+            let unit = ids.len() * 1024;
+            assert!(most <= MEMORY / 4 + unit, "{partitions} partitions: {most} bytes, of {}", ids.len() * size);
+            ids.iter().for_each(|id| batches.applied(*id, ROWS as usize));
+            assert_eq!((batches.recent.bytes(), batches.loaded), (0, 0));
+        }
+    }
+
+    /// Any selection of a batch is the same from memory and from disk.
+    #[tokio::test]
+    async fn what_was_spilled_comes_back() {
+        let budget = Budget::new(16 << 10);
         let mut batches = Batches::new(budget.clone());
-        let mut ids = Vec::new();
-        let size = batch(500).memory_size();
-        while !budget.is_tight() {
-            ids.push(batches.add(batch(500), budget.reserve(size).await.unwrap()));
-        }
+        let whole = batch(3000);
+        let id = batches.add(Arc::clone(&whole), budget.reserve(whole.memory_size()).await.unwrap());
         batches.spill_if_tight().unwrap();
-        assert!(batches.entries.values().all(|e| matches!(e.place, Place::Disk { .. })) && !budget.is_tight());
-
-        // Shared as long as anybody has it.
-        let held: Vec<_> = ids.iter().map(|id| batches.get(*id).unwrap()).collect();
-        for (id, held) in ids.iter().zip(&held) {
-            assert!(Arc::ptr_eq(held, &batches.get(*id).unwrap()) && held.len() == 500);
+        let odd = Selection::List((0..3000).filter(|n| n % 7 == 3).collect());
+        for changes in [Selection::Range(0..3000), Selection::Range(5..6), Selection::Range(900..2500), odd] {
+            let slice = Slice { batch: id, changes: changes.clone() };
+            let (unit, loaded) = batches.resolve(ordered(1, vec![slice])).unwrap();
+            let ranks: Vec<_> = changes.iter().map(|at| whole.change(at as usize).rank()).collect();
+            assert_eq!(unit.changes().map(|c| c.rank()).collect::<Vec<_>>(), ranks);
+            batches.unload(loaded);
         }
-        // And kept for a while after that, within the limit.
-        drop(held);
-        let kept = batches.recent.batches.len();
-        assert!(kept >= 1 && batches.recent.bytes <= 32 << 10, "{kept} of {}", ids.len());
-        let (id, last) = batches.recent.batches.back().cloned().unwrap();
-        assert!(Arc::ptr_eq(&last, &batches.get(id).unwrap()));
-
-        for id in ids {
-            batches.applied(id, 500);
-        }
-        assert!(batches.recent.batches.is_empty() && batches.recent.bytes == 0 && batches.spill.is_none());
     }
 }
