@@ -477,7 +477,8 @@ impl Coordinator {
             // A transaction that is open in parts is ended before letters are tried again.
             while handle.at_lane < UNITS_AT_LANE
                 && (retrying == Retrying::No || (retrying == Retrying::Waiting && handle.in_parts))
-                && let Some(ordered) = handle.ready.pop_front_if(|unit| batches.has_room_for(unit))
+                && handle.ready.front().is_some_and(|unit| batches.has_room_for(unit))
+                && let Some(ordered) = handle.ready.pop_front()
             {
                 let (unit, loaded) = batches.resolve(ordered)?;
                 if let Some(unit) = self.in_flight.get_mut(&unit.id) {
