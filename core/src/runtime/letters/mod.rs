@@ -449,7 +449,7 @@ fn pass_all(unit: &mut Unit) {
     }
 }
 
-fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLetter {
+pub(super) fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLetter {
     let letter = DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason);
     DeadLetter { lane: Some(lane.of_letter()), ..letter }
 }
@@ -460,7 +460,7 @@ pub(super) fn is_open_class(letter: &DeadLetter) -> bool {
 }
 
 /// It has no rows, and a transaction that is set aside must not be without it.
-fn is_no_letter(change: ChangeRef<'_>) -> bool {
+pub(super) fn is_no_letter(change: ChangeRef<'_>) -> bool {
     matches!(change.op(), Op::Truncate(_) | Op::Schema)
 }
 
