@@ -62,6 +62,7 @@ impl Session {
             // The checkpoint was lost but the target knows: its progress is bound to this source.
             keeper.checkpoint.identity = lane.identity.clone();
         }
+        of_this_source(spec, &before, &keeper.checkpoint).await?;
         if let Some(was) = was {
             // Who wrote with that number may have gone on until now, when nobody can any more.
             check_lanes(lanes, &take_over_target(spec, &keeper, &mut reach, was).await?, &keeper.checkpoint)?;
@@ -237,6 +238,16 @@ fn lane_counters(spec: &Spec, stored: &[LaneProgress], tallies: &[Tally], checkp
         }
     }
     all
+}
+
+/// The progress that the target has under this name is of the source that the checkpoint knows, or its ranks
+/// would pass for what this source never gave. The source tells: what is known of it may have changed.
+async fn of_this_source(spec: &Spec, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
+    let other = |l: &&LaneProgress| !l.identity.0.is_empty() && l.identity != checkpoint.identity;
+    let Some(lane) = stored.iter().find(other) else { return Ok(()) };
+    let as_stored = Checkpoint { identity: lane.identity.clone(), ..checkpoint.clone() };
+    let checked = spec.source.check(Some(&as_stored)).await;
+    checked.map(drop).map_err(|e| e.context("the target has progress of another source under this pipeline's name"))
 }
 
 /// Letters that were parked name lanes as they were then.
