@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anabranch_core::checkpointer::MemoryCheckpointer;
-use anabranch_core::memory::MemorySink;
+use anabranch_core::memory::{MemorySink, MemorySource};
 use anabranch_core::pipeline::{PipelineBuilder, SnapshotMode};
 use anabranch_core::transform::{Custom, rewrite};
 use anabranch_core::{
@@ -14,7 +14,7 @@ use anabranch_core::{
     ProgressStore, Result, RunningPipeline, Saved, Sink, SinkInfo, SinkWriter, SourceOrder, TargetSchema, Value,
     ValueRef, Version,
 };
-use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
+use anabranch_testkit::faults::{Call, Fault, FaultySink, FaultySource, Schedule};
 use anabranch_testkit::scripted::{Scripted, Tx, child, items};
 use async_trait::async_trait;
 use tokio::sync::Notify;
@@ -73,6 +73,7 @@ async fn a_partition_that_waits_for_another_makes_room_for_it() {
 struct Failing {
     inner: MemoryCheckpointer,
     once: Arc<AtomicBool>,
+    away: Arc<AtomicBool>,
 }
 
 #[async_trait]
@@ -82,6 +83,9 @@ impl Checkpointer for Failing {
     }
 
     async fn save(&self, pipeline: &str, expected: Option<Version>, next: &Checkpoint) -> Result<Saved> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(Error::transient("the store is away"));
+        }
         // The first that knows the child.
         if next.partitions.len() > 1 && self.once.swap(false, Ordering::Relaxed) {
             return Err(Error::transient("the store is away"));
@@ -238,6 +242,40 @@ async fn lanes_that_move_before_they_are_fenced_keep_their_number() {
     third.stop().await.unwrap();
 }
 
+/// One lane was killed, ahead of the checkpoint, and becomes three: what it has they have, also if the first
+/// start fails after the target knows of them.
+#[tokio::test(start_paused = true)]
+async fn lanes_that_are_new_begin_where_the_one_lane_was() {
+    let (sink, schedule, store) = (MemorySink::new(), Schedule::new(), Failing::default());
+    let source = Scripted::new(SourceOrder::Key, &["a"]);
+    let builder = || {
+        let faulty = FaultySource::new(Arc::new(source.clone()), schedule.clone());
+        let builder = Pipeline::builder("p").source(faulty).sink(sink.clone()).checkpointer(store.clone());
+        builder.snapshot(SnapshotMode::Never).create_tables(true)
+    };
+    let mut one = start(builder().order(ByKey::new(1))).await;
+    source.give("a", &(1..9).map(|n| Tx::new(n as u64).insert(n, "")).collect::<Vec<_>>());
+    assert!(one.drain(LONG).await.unwrap().drained);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    store.away.store(true, Ordering::Relaxed);
+    source.give("a", &(9..30).map(|n| Tx::new(n as u64).insert(n, "")).collect::<Vec<_>>());
+    while ids(&sink).len() < 29 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Its end cannot be saved.
+    drop(one.stop().await);
+    store.away.store(false, Ordering::Relaxed);
+
+    let next = schedule.calls(Call::Prepare) + 1;
+    let _ = schedule.clone().at(Call::Prepare, next, Fault::Fail(ErrorKind::Transient));
+    let mut three = start(builder().order(ByKey::new(3))).await;
+    source.give("a", &[Tx::new(30).insert(30, "")]);
+    let drained = three.drain(LONG).await;
+    assert!(drained.is_ok_and(|d| d.drained), "{:?}", three.status().last_error);
+    assert_eq!(ids(&sink), (1..31).collect::<Vec<_>>());
+    three.stop().await.unwrap();
+}
+
 /// A source tells how many changes a transaction has, and a filter leaves some of them out: in the middle of
 /// it, at its end, or all that a partition has.
 #[tokio::test(start_paused = true)]
@@ -265,5 +303,39 @@ async fn a_filter_takes_from_the_number_of_changes_that_was_told() {
         let stays: Vec<i64> = [1, 2, 3, 4, 11, 12].into_iter().filter(|id| !left_out.contains(id)).collect();
         assert_eq!(ids(&sink), stays);
         running.stop().await.unwrap();
+    }
+}
+
+/// The checkpoint is of one source, and the target's progress under this name of another: its ranks would
+/// pass for what this source never gave.
+#[tokio::test(start_paused = true)]
+async fn progress_of_another_source_is_refused() {
+    let table = items();
+    let insert = |source: &MemorySource, ids: std::ops::Range<i64>| {
+        for id in ids {
+            source.transaction().insert(&table.name, vec![Value::Int(id), Value::Null]).commit().unwrap();
+        }
+    };
+    let (ours, theirs) =
+        (MemorySource::new("ours").table(table.clone()), MemorySource::new("theirs").table(table.clone()));
+    let (first, second, checkpoints) = (MemorySink::new(), MemorySink::new(), MemoryCheckpointer::new());
+    let builder = |source: &MemorySource, sink: &MemorySink| {
+        let builder = Pipeline::builder("p").source(source.clone()).sink(sink.clone());
+        builder.snapshot(SnapshotMode::Never).create_tables(true)
+    };
+    insert(&theirs, 100..150);
+    let mut running = start(builder(&theirs, &second)).await;
+    assert!(running.drain(LONG).await.unwrap().drained);
+    running.stop().await.unwrap();
+    let mut running = start(builder(&ours, &first).checkpointer(checkpoints.clone())).await;
+    assert!(running.drain(LONG).await.unwrap().drained);
+    running.stop().await.unwrap();
+
+    insert(&ours, 0..60);
+    for _ in 0..2 {
+        let started = builder(&ours, &second).checkpointer(checkpoints.clone()).build().unwrap().start().await;
+        let error = started.expect_err("what the other source has passed is skipped");
+        assert_eq!(error.kind(), ErrorKind::Fatal, "{error:?}");
+        assert!(error.report().contains("theirs"), "{}", error.report());
     }
 }

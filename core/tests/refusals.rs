@@ -8,9 +8,10 @@ use std::time::Duration;
 use anabranch_core::checkpointer::MemoryCheckpointer;
 use anabranch_core::memory::{MemorySink, MemorySource};
 use anabranch_core::pipeline::{OnRejected, PipelineBuilder, SnapshotMode, Workers};
+use anabranch_core::transform::{Custom, rewrite};
 use anabranch_core::{
-    Arrival, ByKey, ByTransaction, ErrorKind, LetterState, Op, Order, Pipeline, RunningPipeline, Sink, SourceOrder,
-    Value,
+    Arrival, ByKey, ByTransaction, ErrorKind, LetterClass, LetterState, Op, Order, Pipeline, RunningPipeline, Sink,
+    SourceOrder, Value, ValueRef,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
 use anabranch_testkit::generator::{Generator, customers, events, lines, waits};
@@ -247,6 +248,31 @@ async fn a_truncate_does_not_overtake_what_came_to_wait_just_now() {
         assert_eq!(source.tables().difference(&sink.tables()), None, "{name}");
         running.stop().await.unwrap();
     }
+}
+
+/// A transform finds a change that can never be applied: its transaction is set aside whole.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_a_transform_refuses_takes_its_transaction_along() {
+    let sink = MemorySink::new();
+    let source = Scripted::new(SourceOrder::Transactions, &["a"]);
+    let refuse = Custom::new(|batch| {
+        rewrite(&batch, |change, out| {
+            match change.new_row().map(|row| row.get(0)) {
+                Some(ValueRef::Int(3)) => out.leave_out(change, LetterClass::Severe, "never"),
+                _ => out.keep(change),
+            }
+            Ok(())
+        })
+    });
+    let faulty = FaultySink::new(Arc::new(sink.clone()), Schedule::new());
+    let builder = scripted(&source, faulty).order(ByTransaction::new()).on_rejected(OnRejected::DeadLetter);
+    let mut running = start(builder.transform(refuse)).await;
+    source.give("a", &[Tx::new(1).insert(1, ""), Tx::new(2).insert(2, "").insert(3, "").insert(4, "")]);
+    source.give("a", &[Tx::new(3).update(4, "waits"), Tx::new(4).insert(5, "")]);
+    let drained = running.drain(LONG).await.unwrap();
+    assert_eq!((drained.marker_reached, drained.dead_letters_open), (true, 4), "{:?}", running.status());
+    assert_eq!(ids(&sink), [1, 5], "a part of a transaction is in the target");
+    running.stop().await.unwrap();
 }
 
 /// Rows of a table without a key cannot be told apart: all of it waits behind a letter of one of them.

@@ -65,7 +65,11 @@ impl Session {
         of_this_source(spec, &before, &keeper.checkpoint).await?;
         if let Some(was) = was {
             // Who wrote with that number may have gone on until now, when nobody can any more.
-            check_lanes(lanes, &take_over_target(spec, &keeper, &mut reach, was).await?, &keeper.checkpoint)?;
+            let fenced = take_over_target(spec, &keeper, &mut reach, was).await?;
+            check_lanes(lanes, &fenced, &keeper.checkpoint)?;
+            // Lanes that are new have no progress: from the claim on the checkpoint alone tells where they begin.
+            merge_progress(&mut keeper.checkpoint, &fenced, was);
+            keeper.save().await?;
         }
         let stored = take_over_target(spec, &keeper, &mut reach, lanes).await?;
         merge_progress(&mut keeper.checkpoint, &stored, lanes);
