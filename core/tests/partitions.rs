@@ -10,9 +10,9 @@ use anabranch_core::memory::{MemorySink, MemorySource};
 use anabranch_core::pipeline::{PipelineBuilder, SnapshotMode};
 use anabranch_core::transform::{Custom, rewrite};
 use anabranch_core::{
-    Arrival, ByKey, ByTransaction, Checkpoint, Checkpointer, Claim, Error, ErrorKind, Lane, LaneProgress, Pipeline,
-    ProgressStore, Result, RunningPipeline, Saved, Sink, SinkInfo, SinkWriter, SourceOrder, TargetSchema, Value,
-    ValueRef, Version,
+    Arrival, ByKey, ByTransaction, ByWindow, Checkpoint, Checkpointer, Claim, Error, ErrorKind, Lane, LaneProgress,
+    Pipeline, ProgressStore, Result, RunningPipeline, Saved, Sink, SinkInfo, SinkWriter, SourceOrder, TargetSchema,
+    Value, ValueRef, Version,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, FaultySource, Schedule};
 use anabranch_testkit::scripted::{Scripted, Tx, child, items};
@@ -337,5 +337,34 @@ async fn progress_of_another_source_is_refused() {
         let error = started.expect_err("what the other source has passed is skipped");
         assert_eq!(error.kind(), ErrorKind::Fatal, "{error:?}");
         assert!(error.report().contains("theirs"), "{}", error.report());
+    }
+}
+
+/// A source gives its transactions in the order in which they were committed, which is not that of their
+/// times: clocks are set back, and some transactions have no time.
+#[tokio::test(start_paused = true)]
+async fn windows_of_a_source_whose_times_go_back_keep_its_order() {
+    for order in [SourceOrder::Transactions, SourceOrder::Key] {
+        let (sink, schedule) = (MemorySink::new(), Schedule::new());
+        let source = Scripted::new(order, &["a"]);
+        let faulty = FaultySink::new(Arc::new(sink.clone()), schedule.clone());
+        let times = [100, 95, 20, 300, 299, 120, 500, 130];
+        let time = |n: usize| Some(times[n]).filter(|t| *t != 20);
+        for n in 0..times.len() {
+            let tx = Tx::new(n as u64 + 1).at(time(n));
+            let tx = if n == 0 { tx.insert(1, "") } else { tx.update(1, n.to_string()).insert(n as i64 + 1, "") };
+            source.give_safe("a", &[tx], time(n).map(|t| t as u64 - 1));
+        }
+        source.give_safe("a", &[], Some(1000));
+        let builder = Pipeline::builder("p").source(source.clone()).sink(faulty).snapshot(SnapshotMode::Never);
+        let window = ByWindow::new(Duration::from_micros(50)).lanes(2);
+        // It begins anew amid them too.
+        let _ = schedule.clone().at(Call::Write, 3, Fault::DoneThenFail(ErrorKind::Indeterminate));
+        let mut running = start(builder.create_tables(true).order(window)).await;
+        let drained = running.drain(LONG).await;
+        assert!(drained.is_ok_and(|d| d.drained), "{order:?}: {:?}", running.status().last_error);
+        assert_eq!(ids(&sink), (1..9).collect::<Vec<_>>());
+        assert_eq!(sink.rows(&items().name)[0][1], Value::from("7"));
+        running.stop().await.unwrap();
     }
 }

@@ -54,6 +54,14 @@ impl ByWindow {
         }
     }
 
+    /// For partitions that share no transactions and whose commit times may go back: each keeps its own order,
+    /// and what comes later is taken to be committed no earlier.
+    #[must_use]
+    pub fn times_may_go_back(mut self) -> Self {
+        self.merge.times_may_go_back();
+        self
+    }
+
     /// Each shard has a lane of its own, in place of those of [`ByWindow::new`].
     #[must_use]
     pub fn sharded(mut self, shards: ShardLanes, limits: UnitLimits) -> Self {

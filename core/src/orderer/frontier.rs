@@ -84,6 +84,12 @@ impl Frontier {
         Ok(())
     }
 
+    /// The first time that a change of the partition may have.
+    pub(super) fn after(&self, partition: &PartitionId) -> Option<Timestamp> {
+        let heard = self.partitions.get(partition).filter(|p| p.proven != NOTHING)?;
+        Some(Timestamp::from_micros(heard.proven.as_micros().saturating_add(1)))
+    }
+
     /// All changes committed at or before `time` were given.
     pub(super) fn safe(&mut self, partition: &PartitionId, time: Timestamp) {
         if let Some(heard) = self.partitions.get_mut(partition) {

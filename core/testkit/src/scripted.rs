@@ -32,7 +32,7 @@ pub fn items() -> TableSchema {
     }
 }
 
-/// What a partition has of a transaction. Its number is its rank, and its commit time in microseconds.
+/// What a partition has of a transaction. Its number is its rank, and, unless set, its commit time in microseconds.
 #[derive(Debug, Clone)]
 pub struct Tx {
     number: u64,
@@ -40,12 +40,13 @@ pub struct Tx {
     changes: Vec<(Op, i64, String)>,
     ends: bool,
     total: Option<u64>,
+    time: Option<i64>,
 }
 
 impl Tx {
     /// Without changes; its end is given with it.
     pub fn new(number: u64) -> Self {
-        Self { number, first: 1, changes: Vec::new(), ends: true, total: None }
+        Self { number, first: 1, changes: Vec::new(), ends: true, total: None, time: Some(number as i64) }
     }
 
     /// Its first change has this number.
@@ -66,6 +67,13 @@ impl Tx {
     #[must_use]
     pub fn of(mut self, total: u64) -> Self {
         self.total = Some(total);
+        self
+    }
+
+    /// Another commit time than its number, or none.
+    #[must_use]
+    pub fn at(mut self, micros: Option<i64>) -> Self {
+        self.time = micros;
         self
     }
 
@@ -150,7 +158,7 @@ impl Scripted {
         let mut end = log.batches.last().map_or_else(Position::default, |b| b.end().clone());
         for tx in transactions {
             let rank = tx.number.to_be_bytes();
-            let commit_time = Some(Timestamp::from_micros(tx.number as i64));
+            let commit_time = tx.time.map(Timestamp::from_micros);
             let made =
                 Transaction { rank: rank.to_vec().into(), commit_time, total: tx.total, ..Transaction::default() };
             batch.begin(made, tx.first);
