@@ -137,6 +137,16 @@ impl Orderer for ByShard {
         }
     }
 
+    fn forget(&mut self, partition: &PartitionId) {
+        if let Mode::Merged(merge) = &mut self.mode {
+            merge.forget(partition);
+        }
+        if let Some(track) = self.ledger.forget(partition) {
+            self.lanes.forget(track);
+            self.tails.remove(&track);
+        }
+    }
+
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()> {
         let track = self.ledger.admit(batch)?;
         let notes = BatchNotes::take(&mut self.ledger, track, id, batch);

@@ -95,6 +95,14 @@ impl Orderer for ByTransaction {
         }
     }
 
+    fn forget(&mut self, partition: &PartitionId) {
+        let track = self.ledger.forget(partition);
+        if let Mode::Merged(spread) = &mut self.mode {
+            spread.merge.forget(partition);
+            track.and_then(|track| spread.open.remove(&track));
+        }
+    }
+
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()> {
         let track = self.ledger.admit(batch)?;
         let change_bytes = change_bytes(batch);

@@ -148,6 +148,14 @@ impl Orderer for ByWindow {
         self.merge.closed(partition);
     }
 
+    fn forget(&mut self, partition: &PartitionId) {
+        self.merge.forget(partition);
+        if let Some(track) = self.ledger.forget(partition) {
+            self.lanes.forget(track);
+            self.tails.remove(&track);
+        }
+    }
+
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()> {
         let track = self.ledger.admit(batch)?;
         let notes = BatchNotes::take(&mut self.ledger, track, id, batch);

@@ -67,6 +67,14 @@ impl Frontier {
         }
     }
 
+    /// A partition that closed long ago: no child waits for it.
+    pub(super) fn forget(&mut self, partition: &PartitionId) {
+        if self.partitions.get(partition).is_some_and(|p| p.closed) {
+            self.partitions.remove(partition);
+            self.partitions.values_mut().for_each(|p| p.parents.retain(|parent| parent != partition));
+        }
+    }
+
     /// A change committed at `time` was given.
     ///
     /// # Errors

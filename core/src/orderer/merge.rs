@@ -81,6 +81,10 @@ impl<P> Merge<P> {
         }
     }
 
+    pub(super) fn forget(&mut self, partition: &PartitionId) {
+        self.frontier.forget(partition);
+    }
+
     /// Everything committed at or before this has arrived.
     pub(super) fn through(&self) -> Timestamp {
         self.frontier.through()

@@ -28,6 +28,8 @@ pub(crate) struct Lineage {
     finished: Arc<HashSet<PartitionId>>,
     /// The oldest first.
     forgotten: VecDeque<PartitionId>,
+    /// Forgotten since [`Lineage::take_forgotten`].
+    untold: Vec<PartitionId>,
     /// Listed by the source at the start: never forgotten, or it would be read again.
     listed: HashSet<PartitionId>,
     /// Heard of from a reader that closed, and in no checkpoint yet.
@@ -61,6 +63,7 @@ impl Lineage {
             reading: HashMap::new(),
             finished: Arc::new(finished),
             forgotten: VecDeque::new(),
+            untold: Vec::new(),
             listed,
             unsaved: HashSet::new(),
             moved: false,
@@ -126,11 +129,13 @@ impl Lineage {
         let needed: HashSet<PartitionId> = waiting.flat_map(|p| p.parents.iter().cloned()).collect();
         let before = self.partitions.len();
         let (finished, listed, forgotten) = (&self.finished, &self.listed, &mut self.forgotten);
+        let untold = &mut self.untold;
         self.partitions.retain(|id, p| {
             let done = p.status == PartitionStatus::Finished && finished.contains(id);
             let keep = !done || listed.contains(id) || needed.contains(id);
             if !keep {
                 forgotten.push_back(id.clone());
+                untold.push(id.clone());
             }
             keep
         });
@@ -140,6 +145,11 @@ impl Lineage {
         {
             Arc::make_mut(&mut self.finished).remove(&oldest);
         }
+    }
+
+    /// The partitions that were forgotten since the last call.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<PartitionId> {
+        std::mem::take(&mut self.untold)
     }
 
     /// A batch that ends here was received. Gives the token of where the one before it ended.

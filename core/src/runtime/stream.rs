@@ -524,6 +524,9 @@ impl Coordinator {
             };
             self.readers.spawn(read.instrument(span));
         }
+        for partition in self.lineage.take_forgotten() {
+            self.orderer.forget(&partition);
+        }
     }
 
     fn save_if_moved(&mut self) {
