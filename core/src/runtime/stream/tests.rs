@@ -4,7 +4,7 @@ use super::*;
 use crate::memory::{MemorySink, MemorySource};
 use crate::model::{Checkpoint, Column, DataType, Partition, SourceIdentity, TableSchema, Value};
 use crate::pipeline::{Pipeline, SnapshotMode};
-use crate::source::{ChangeReader, Source, SourceInfo, SourceOrder};
+use crate::source::{ChangeReader, Source, SourceInfo, SourceOrder, StartFrom};
 
 /// A source whose transactions may be spread over partitions, for all that is known.
 #[derive(Debug)]
