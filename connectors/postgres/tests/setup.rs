@@ -6,12 +6,9 @@ use std::collections::BTreeMap;
 
 use anabranch_core::*;
 use anabranch_postgres::{Postgres, PostgresSink};
-use support::{BOTH, PgServer, PgVersion, append, start};
+use support::reading::source;
+use support::{BOTH, PgVersion, append, start};
 use tokio_postgres::NoTls;
-
-fn source(server: &PgServer) -> Postgres {
-    Postgres::new(server.url("postgres")).publication("pub").slot("slot")
-}
 
 async fn refused(source: &Postgres, resume: Option<&Checkpoint>, kind: ErrorKind, says: &[&str]) {
     let e = source.prepare(resume).await.expect_err("must be refused");
