@@ -203,10 +203,11 @@ pub(crate) async fn check_tables(source: &Postgres, client: &Client, rights: boo
             sql::table(&table.schema.name)
         );
     }
+    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
     if !rights {
         return Ok(());
     }
-    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+    check_policies(client, &oids).await?;
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text, current_user::text FROM pg_class c \
@@ -231,6 +232,33 @@ pub(crate) async fn check_tables(source: &Postgres, client: &Client, rights: boo
     Err(Error::config("source.publication", format!("the role {user} may not read {} published tables", rows.len()))
         .hint(mend.join(" ")))
 }
+
+/// Whether this role sees every row: of a table, and of the partitions that are copied by themselves.
+async fn check_policies(client: &Client, oids: &[u32]) -> Result<()> {
+    let rows = client
+        .query(POLICED, &[&oids])
+        .await
+        .map_err(|e| classify(e, "cannot read the row-level security of the tables"))?;
+    let Some(first) = rows.first() else { return Ok(()) };
+    let user: &str = first.get(2);
+    let tables: Vec<_> =
+        rows.iter().map(|r| TableName::new(r.get::<_, &str>(0), r.get::<_, &str>(1)).to_string()).collect();
+    Err(Error::config(
+        "source.url",
+        format!(
+            "row-level security may hide rows of {} from the role {user}: a copy would lack them",
+            tables.join(", ")
+        ),
+    )
+    .hint(format!("ALTER ROLE {} BYPASSRLS;", sql::ident(user))))
+}
+
+const POLICED: &str = "
+SELECT n.nspname::text, c.relname::text, current_user::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND row_security_active(c.oid)
+  AND (c.oid = ANY ($1) OR EXISTS (SELECT FROM pg_partition_ancestors(c.oid) AS a WHERE a.relid = ANY ($1)))
+ORDER BY 1, 2";
 
 #[cfg(test)]
 mod tests {

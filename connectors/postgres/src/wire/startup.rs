@@ -23,6 +23,8 @@ pub(crate) const CANONICAL: &[(&str, &str)] = &[
     ("bytea_output", "hex"),
     ("extra_float_digits", "3"),
     ("lc_monetary", "C"),
+    // A policy that hides rows from us is an error, and not a copy without them.
+    ("row_security", "off"),
     // A copy may take hours, and a connection that holds a snapshot is idle in its transaction.
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
