@@ -2,6 +2,7 @@
 
 pub(crate) mod assemble;
 mod clock;
+mod leaf;
 mod output;
 pub(crate) mod relation;
 mod streams;
