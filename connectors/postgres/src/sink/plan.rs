@@ -219,7 +219,7 @@ impl Plan {
             })
             .collect();
         let insert = self.insert(columns, &[]);
-        format!("{insert} WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})", self.target.sql(), key.join(" AND "))
+        format!("{insert} WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})", self.target.rows(), key.join(" AND "))
     }
 
     /// Columns that an update of a row with this key sets: not the key, unless equal keys may differ
@@ -249,7 +249,7 @@ impl Plan {
             .map(|&k| self.column(k))
             .map(|c| format!("t.{} = s.c{}", ident(&c.name), place(c)))
             .collect();
-        let (table, from, key) = (self.target.sql(), named(&all), key.join(" AND "));
+        let (table, from, key) = (self.target.rows(), named(&all), key.join(" AND "));
         if set.is_empty() {
             // Nothing to set, but the row must be there: the count tells.
             return format!("SELECT 1 FROM {table} AS t, {from} AS s WHERE {key}");
@@ -260,7 +260,7 @@ impl Plan {
     /// `DELETE` of the rows with these keys.
     pub(crate) fn delete(&self) -> String {
         let key: Vec<&TargetColumn> = self.source.key.iter().map(|&k| self.column(k)).collect();
-        let table = self.target.sql();
+        let table = self.target.rows();
         if let [only] = key[..] {
             // Only where the element's own operator is sure to be found.
             if only.unnests && !only.base.contains(['.', '"']) {
@@ -282,7 +282,7 @@ impl Plan {
             .map(|(n, &c)| format!("{} = s.c{}", ident(&self.column(c).name), n + key.len()))
             .collect();
         let matches = joined(&key, 0);
-        format!("UPDATE {} AS t SET {} FROM {} AS s WHERE {matches}", self.target.sql(), set.join(", "), named(&all),)
+        format!("UPDATE {} AS t SET {} FROM {} AS s WHERE {matches}", self.target.rows(), set.join(", "), named(&all),)
     }
 
     /// Finds one row by its whole image, for tables without a key. Two rows that are alike to the last
@@ -299,7 +299,7 @@ impl Plan {
         format!(
             "SELECT t.tableoid AS o, t.{place} AS c, s.* FROM {} AS t, {from} AS s \
              WHERE ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1",
-            self.target.sql(),
+            self.target.rows(),
             here.join(", "),
             there.join(", ")
         )
@@ -309,7 +309,7 @@ impl Plan {
     pub(crate) fn delete_image(&self, image: &[u16], place: &str) -> String {
         let all: Vec<&TargetColumn> = image.iter().map(|&c| self.column(c)).collect();
         let found = self.find_image(image, &named(&all), place);
-        let table = self.target.sql();
+        let table = self.target.rows();
         format!("DELETE FROM {table} AS t USING ({found}) AS f WHERE t.{place} = f.c AND t.tableoid = f.o")
     }
 
@@ -325,7 +325,7 @@ impl Plan {
             .collect();
         format!(
             "UPDATE {} AS t SET {} FROM ({found}) AS f WHERE t.{place} = f.c AND t.tableoid = f.o",
-            self.target.sql(),
+            self.target.rows(),
             set.join(", ")
         )
     }
@@ -343,7 +343,7 @@ impl Plan {
         let (arrays, names) = arrays(&key);
         format!(
             "SELECT {values} FROM {} AS t, unnest({arrays}) WITH ORDINALITY AS s({names}, n) WHERE {}",
-            self.target.sql(),
+            self.target.rows(),
             matches.join(" AND ")
         )
     }

@@ -15,6 +15,8 @@ use crate::sql::ident;
 pub(crate) struct Table {
     pub(crate) oid: u32,
     pub(crate) name: TableName,
+    /// Other tables inherit from it: their rows would count as its own.
+    has_heirs: bool,
     pub(crate) columns: Vec<TargetColumn>,
     pub(crate) unique: Vec<UniqueIndex>,
     /// Tables that its foreign keys refer to.
@@ -80,7 +82,7 @@ pub(crate) struct Trigger {
     pub(crate) on_origin: bool,
 }
 
-const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text \
+const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'f') \
       AND (n.nspname = $1::text OR $1::text = '' AND n.nspname = ANY (current_schemas(false))) \
@@ -146,6 +148,7 @@ impl Table {
         Ok(Some(Self {
             oid: oid as u32,
             name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            has_heirs: row.get(3),
             columns: columns.iter().map(column).collect(),
             unique: indexes
                 .iter()
@@ -166,6 +169,12 @@ impl Table {
     /// Its name, quoted.
     pub(crate) fn sql(&self) -> String {
         format!("{}.{}", ident(&self.name.schema), ident(&self.name.name))
+    }
+
+    /// Its own rows, for a statement that reads, changes or removes some: without those of tables that inherit
+    /// from it, which are tables of the source by themselves.
+    pub(crate) fn rows(&self) -> String {
+        format!("{}{}", if self.has_heirs { "ONLY " } else { "" }, self.sql())
     }
 
     /// The place of a column.

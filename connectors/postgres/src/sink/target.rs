@@ -112,7 +112,7 @@ impl TargetSchema for Target {
     async fn clear(&self, name: &TableName) -> Result<()> {
         let session = self.session().await?;
         let (client, _) = client(&session)?;
-        let table = self.table(client, name).await?.sql();
+        let table = self.table(client, name).await?.rows();
         let Err(error) = client.batch_execute(&format!("TRUNCATE {table}")).await else { return Ok(()) };
         // Another table refers to it, the right is missing, or it is a view.
         let code = error.code().cloned();
@@ -140,7 +140,7 @@ impl TargetSchema for Target {
     async fn is_empty(&self, name: &TableName) -> Result<bool> {
         let session = self.session().await?;
         let (client, _) = client(&session)?;
-        let table = self.table(client, name).await?.sql();
+        let table = self.table(client, name).await?.rows();
         let row = client
             .query_one(&format!("SELECT NOT EXISTS (SELECT FROM {table})"), &[])
             .await

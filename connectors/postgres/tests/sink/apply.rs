@@ -419,3 +419,46 @@ async fn a_new_row_that_is_there_already_is_overwritten() {
         }
     }
 }
+
+/// Rows of a table that inherits from another one are that table's, though a plain statement takes them along.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_heirs_are_not_those_of_the_table() {
+    for db in databases() {
+        db.exec(
+            "CREATE TABLE p (id bigint PRIMARY KEY, v text UNIQUE); CREATE TABLE h (PRIMARY KEY (id)) INHERITS (p); \
+             CREATE TABLE n (v text, w text); CREATE TABLE nh () INHERITS (n)",
+        );
+        let [p, h] = ["p", "h"].map(|name| table(name, &[("id", INT), ("v", TEXT)], 1));
+        let n = table("n", &[("v", TEXT), ("w", TEXT)], 0);
+        db.exec("INSERT INTO h SELECT i, 'heir' || i FROM generate_series(1, 4) i; INSERT INTO nh VALUES ('a', 'b')");
+        let sink = db.sink();
+        assert!(sink.target().unwrap().is_empty(&p.name).await.unwrap());
+        let mut w = db.writer(&sink, 1).await;
+        let rows = (1..=4).fold(Changes::new(), |c, i| c.insert(&p, &[&i.to_string(), &format!("v{i}")]));
+        write(&mut w, &rows.insert(&n, &["a", "b"]).unit()).await;
+        let heirs = "SELECT id, v FROM ONLY h ORDER BY id";
+        let before = db.rows(heirs);
+        // In bulk, partly, by swapping, one by one, by image.
+        let unit = Changes::new()
+            .update(&p, None, &["1", "v2"])
+            .update(&p, None, &["2", "v1"])
+            .update(&p, Some(&["3", "?"]), &["7", "?"])
+            .delete(&p, &["4", "?"])
+            .update(&n, Some(&["a", "b"]), &["a", "c"]);
+        write(&mut w, &unit.unit()).await;
+        assert_eq!(db.rows("SELECT id, v FROM ONLY p ORDER BY id"), ["1|v2", "2|v1", "7|v3"]);
+        assert_eq!(db.rows("SELECT * FROM ONLY n"), ["a|c"]);
+        write(&mut w, &Changes::new().update(&p, None, &["1", "?"]).unit()).await;
+        refused(&mut w, &Changes::new().update(&p, None, &["3", "?"]).unit(), ErrorKind::Rejected, "id = 3").await;
+        write(&mut w, &Changes::new().delete(&n, &["a", "c"]).unit()).await;
+        let mut read = sink.verifier().unwrap().rows(&p, None).await.unwrap();
+        assert_eq!(read.next().await.unwrap().unwrap().len(), 3);
+        write(&mut w, &Changes::new().truncate(&p).unit()).await;
+        assert_eq!(db.rows("SELECT id FROM ONLY p"), Vec::<String>::new());
+        sink.target().unwrap().clear(&p.name).await.unwrap();
+        assert_eq!(db.rows(heirs), before);
+        assert_eq!(db.rows("SELECT * FROM ONLY nh"), ["a|b"]);
+        write(&mut w, &Changes::new().delete(&h, &["4", "?"]).unit()).await;
+        assert_eq!(db.rows("SELECT count(*) FROM h"), ["3"]);
+    }
+}
