@@ -112,7 +112,7 @@ async fn a_partition_that_logs_more_changes_nothing() {
         .unwrap();
         let source = prepared(&server).await;
         let mut reader = open(&source, None).await;
-        each(&sql, 
+        each(&sql,
             "INSERT INTO p VALUES (1, 'n'); ALTER TABLE p_low REPLICA IDENTITY FULL; UPDATE p SET id = 2;
              DROP TABLE p_low; CREATE TABLE p_low PARTITION OF p FOR VALUES FROM (0) TO (100); INSERT INTO p VALUES (3, 'm')",
         )

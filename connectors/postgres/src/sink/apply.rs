@@ -150,6 +150,13 @@ impl<'w> Applier<'w> {
             let trusting = self.trusting && plan.may_trust(self.replica);
             let (new, known): (Vec<_>, Vec<_>) = effect.upserts.iter().partition(|row| trusting && row.is_new());
             self.trusted |= !new.is_empty();
+            let lacking = effect.upserts.iter().find(|row| !is_whole(plan, *row));
+            if let Some(row) = lacking {
+                return Err(Failure::incomplete(plan, row));
+            }
+            if let Some(row) = effect.inserts.iter().find(|row| !is_whole(plan, *row)) {
+                return Err(Failure::incomplete(plan, row));
+            }
             for (columns, rows) in groups(plan, &known) {
                 self.upsert(plan, &columns, &rows).await;
             }
@@ -314,6 +321,11 @@ pub(crate) fn groups<'r, R: Values>(plan: &Plan, rows: &'r [R]) -> Vec<(Vec<u16>
 /// The columns that were sent for a row and are written.
 pub(crate) fn sent<R: Values>(plan: &Plan, row: &R) -> Vec<u16> {
     plan.written.iter().copied().filter(|&c| !row.value(c).is_unchanged()).collect()
+}
+
+/// Whether a row can be inserted: every column that is written was sent.
+pub(crate) fn is_whole<R: Values>(plan: &Plan, row: &R) -> bool {
+    row.complete() || plan.written.iter().all(|&c| !row.value(c).is_unchanged())
 }
 
 /// The key of a row, for people.

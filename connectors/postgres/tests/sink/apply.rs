@@ -420,6 +420,30 @@ async fn a_new_row_that_is_there_already_is_overwritten() {
     }
 }
 
+/// A row that an update brought into a row filter comes as an insert without the long values that the update did
+/// not touch: with NULL in their place it would be wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_row_that_lacks_values_is_refused() {
+    for db in databases() {
+        db.exec("CREATE TABLE t (id bigint PRIMARY KEY, a text, b text); CREATE TABLE n (a text, b text)");
+        let (t, n) =
+            (table("t", &[("id", INT), ("a", TEXT), ("b", TEXT)], 1), table("n", &[("a", TEXT), ("b", TEXT)], 0));
+        let mut w = db.writer(&db.sink(), 1).await;
+        let lacking = |row: &[&str]| Changes::new().insert(&t, &["1", "x", "y"]).insert(&t, row).unit();
+        refused(&mut w, &lacking(&["2", "x", "?"]), ErrorKind::Rejected, "public.t lacks b (id = 2)").await;
+        let keyless = Changes::new().insert(&n, &["?", "y"]).unit();
+        refused(&mut w, &keyless, ErrorKind::Rejected, "public.n lacks a").await;
+        // Changed again, and still not whole; in any mode.
+        let changed = Changes::new().insert(&t, &["2", "x", "?"]).update(&t, None, &["2", "z", "?"]);
+        refused(&mut w, &changed.unit(), ErrorKind::Rejected, "REPLICA IDENTITY FULL").await;
+        assert_eq!(db.rows("SELECT * FROM t"), Vec::<String>::new());
+        // Whole by what follows.
+        let whole = Changes::new().insert(&t, &["2", "x", "?"]).update(&t, None, &["2", "?", "w"]);
+        write(&mut w, &whole.unit()).await;
+        assert_eq!(db.rows("SELECT * FROM t"), ["2|x|w"]);
+    }
+}
+
 /// Rows of a table that inherits from another one are that table's, though a plain statement takes them along.
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_heirs_are_not_those_of_the_table() {
