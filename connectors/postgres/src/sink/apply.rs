@@ -213,7 +213,7 @@ impl<'w> Applier<'w> {
 
     pub(crate) async fn upsert<R: Values + Sync>(&mut self, plan: &Arc<Plan>, columns: &[u16], rows: &[&R]) {
         if plan.arbiter == Arbiter::Index {
-            return self.rows(plan, Operation::Upsert, columns, rows, false).await;
+            return self.rows(plan, Operation::Upsert, columns, rows, plan.is_loose()).await;
         }
         self.rows(plan, Operation::Update, columns, rows, false).await;
         self.rows(plan, Operation::InsertMissing, columns, rows, false).await;

@@ -72,7 +72,8 @@ impl Failure {
                 Some("23502" | "23514") => Next::GiveUp,
                 Some(code) => match &code[..2] {
                     // Integrity, exceptions raised by triggers, views with a check option.
-                    "23" | "P0" | "27" | "44" => Next::InOrder,
+                    // And two rows that the target takes for one (21).
+                    "23" | "P0" | "27" | "44" | "21" => Next::InOrder,
                     _ => Next::GiveUp,
                 },
                 None => Next::GiveUp,
@@ -116,6 +117,13 @@ impl Failure {
             }
             Self::Missing { plan, what } => {
                 let what = what.map_or_else(|| "such a row".to_owned(), |w| format!("the row with key ({w})"));
+                if plan.is_loose() {
+                    return Error::rejected(format!(
+                        "target table {} does not have {what}: its key does not tell this row from another one (citext, or \
+                         a collation that ignores differences), or the source did not send all of its columns",
+                        plan.target.name
+                    ));
+                }
                 Error::rejected(format!(
                     "target table {} does not have {what}, and the source did not send all of its columns",
                     plan.target.name

@@ -156,6 +156,12 @@ impl Plan {
         self.source.key.contains(&source)
     }
 
+    /// Whether the target takes some different keys for equal. Rows are found by equality, for its index, and by
+    /// their texts: a row that the target does not tell from another one is refused, and does nothing to that one.
+    pub(crate) fn is_loose(&self) -> bool {
+        self.source.key.iter().any(|&k| self.columns[usize::from(k)].is_some() && self.column(k).loose)
+    }
+
     /// Whether new rows may be inserted as such. Not where rows of one statement may refer to each
     /// other, and for some units not after one was there already.
     pub(crate) fn may_trust(&self, replica_role: bool) -> bool {
@@ -190,18 +196,27 @@ impl Plan {
     pub(crate) fn upsert(&self, columns: &[u16]) -> String {
         let mut sql = self.insert(columns, &[]);
         let key: Vec<String> = self.source.key.iter().map(|&k| ident(&self.column(k).name)).collect();
-        let set: Vec<String> = self
-            .settable(columns)
+        let mut set: Vec<String> = self.settable(columns).map(excluded).collect();
+        let loose: Vec<String> = self
+            .key_columns()
+            .into_iter()
+            .filter(|c| c.loose)
             .map(|c| {
-                let name = ident(&c.name);
-                format!("{name} = EXCLUDED.{name}")
+                same_text(&format!("{}.{}", self.target.sql(), ident(&c.name)), &format!("EXCLUDED.{}", ident(&c.name)))
             })
             .collect();
+        if set.is_empty() && !loose.is_empty() {
+            // So that it counts.
+            set.extend(self.key_columns().into_iter().filter(|c| c.loose).map(excluded));
+        }
         _ = write!(sql, " ON CONFLICT ({}) DO ", key.join(", "));
         if set.is_empty() {
             sql.push_str("NOTHING");
         } else {
             _ = write!(sql, "UPDATE SET {}", set.join(", "));
+        }
+        if !loose.is_empty() {
+            _ = write!(sql, " WHERE {}", loose.join(" AND "));
         }
         sql
     }
@@ -215,7 +230,7 @@ impl Plan {
             .filter_map(|k| {
                 let at = columns.iter().position(|c| c == k)?;
                 let column = self.column(*k);
-                Some(format!("t.{} = {}", ident(&column.name), value(column, at)))
+                Some(same(column, &value(column, at)))
             })
             .collect();
         let insert = self.insert(columns, &[]);
@@ -242,13 +257,8 @@ impl Plan {
         let place = |c: &TargetColumn| all.iter().position(|a| a.name == c.name).unwrap_or_default();
         let set: Vec<String> =
             self.settable(columns).map(|c| format!("{} = s.c{}", ident(&c.name), place(c))).collect();
-        let key: Vec<String> = self
-            .source
-            .key
-            .iter()
-            .map(|&k| self.column(k))
-            .map(|c| format!("t.{} = s.c{}", ident(&c.name), place(c)))
-            .collect();
+        let key: Vec<String> =
+            self.source.key.iter().map(|&k| self.column(k)).map(|c| same(c, &format!("s.c{}", place(c)))).collect();
         let (table, from, key) = (self.target.rows(), named(&all), key.join(" AND "));
         if set.is_empty() {
             // Nothing to set, but the row must be there: the count tells.
@@ -263,7 +273,7 @@ impl Plan {
         let table = self.target.rows();
         if let [only] = key[..] {
             // Only where the element's own operator is sure to be found.
-            if only.unnests && !only.base.contains(['.', '"']) {
+            if only.unnests && !only.loose && !only.base.contains(['.', '"']) {
                 return format!("DELETE FROM {table} AS t WHERE t.{} = ANY ($1::{}[])", ident(&only.name), only.base);
             }
         }
@@ -338,8 +348,7 @@ impl Plan {
         for &c in target_columns {
             _ = write!(values, ", t.{}::text", ident(&self.target.columns[c].name));
         }
-        let matches: Vec<String> =
-            key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", ident(&c.name), value(c, n))).collect();
+        let matches: Vec<String> = key.iter().enumerate().map(|(n, c)| same(c, &value(c, n))).collect();
         let (arrays, names) = arrays(&key);
         format!(
             "SELECT {values} FROM {} AS t, unnest({arrays}) WITH ORDINALITY AS s({names}, n) WHERE {}",
@@ -361,10 +370,7 @@ impl Plan {
         KeyRows {
             names: list(key.iter().map(|c| ident(&c.name)).collect(), ", "),
             values: list(key.iter().enumerate().map(|(n, c)| value(c, n)).collect(), ", "),
-            matches: list(
-                key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", ident(&c.name), value(c, n))).collect(),
-                " AND ",
-            ),
+            matches: list(key.iter().enumerate().map(|(n, c)| same(c, &value(c, n))).collect(), " AND "),
             arrays,
             aliases,
         }
@@ -426,7 +432,23 @@ fn named(columns: &[&TargetColumn]) -> String {
 
 /// A condition that joins the target's `columns` with those of the from item, counted from `first`.
 fn joined(columns: &[&TargetColumn], first: usize) -> String {
-    let matches: Vec<String> =
-        columns.iter().enumerate().map(|(n, c)| format!("t.{} = s.c{}", ident(&c.name), n + first)).collect();
+    let matches: Vec<String> = columns.iter().enumerate().map(|(n, c)| same(c, &format!("s.c{}", n + first))).collect();
     matches.join(" AND ")
+}
+
+/// A condition that joins a column of the target with a value.
+fn same(column: &TargetColumn, value: &str) -> String {
+    let name = format!("t.{}", ident(&column.name));
+    let equal = format!("{name} = {value}");
+    if column.loose { format!("{equal} AND {}", same_text(&name, value)) } else { equal }
+}
+
+/// A condition that two texts are the same to the byte.
+fn same_text(a: &str, b: &str) -> String {
+    format!("{a}::pg_catalog.text = {b}::pg_catalog.text COLLATE pg_catalog.\"C\"")
+}
+
+fn excluded(column: &TargetColumn) -> String {
+    let name = ident(&column.name);
+    format!("{name} = EXCLUDED.{name}")
 }

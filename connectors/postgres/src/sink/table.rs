@@ -45,6 +45,8 @@ pub(crate) struct TargetColumn {
     /// An array of it can be unnested into a column of it. Not so for arrays (they flatten), for
     /// composites (they expand), and for the few types with another delimiter or no array type.
     pub(crate) unnests: bool,
+    /// Different texts count as equal: `citext`, a collation that ignores case.
+    pub(crate) loose: bool,
     pub(crate) encoding: Encoding,
 }
 
@@ -92,7 +94,9 @@ const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypm
       a.attnotnull, a.atthasdef, a.attidentity::text, a.attgenerated::text, t.typcategory::text, \
       t.typarray <> 0 AND t.typdelim = ',' AND t.typcategory <> 'A' AND b.typtype <> 'c', \
       ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = d.oid ORDER BY e.enumsortorder), \
-      format_type(d.oid, d.modifier) \
+      format_type(d.oid, d.modifier), \
+      b.typname = 'citext' OR EXISTS (SELECT FROM pg_catalog.pg_collation k \
+        WHERE k.oid = a.attcollation AND to_jsonb(k) ->> 'collisdeterministic' = 'false') \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
     CROSS JOIN LATERAL (WITH RECURSIVE d(oid, modifier) AS ( \
         SELECT t.oid, a.atttypmod UNION ALL \
@@ -230,6 +234,7 @@ fn column(row: &Row) -> TargetColumn {
         },
         generated: !row.get::<_, String>(6).is_empty(),
         unnests: row.get(8),
+        loose: row.get(11),
         encoding: match (storage.as_str(), category.as_str()) {
             ("bytea", _) => Encoding::Bytea,
             (_, "N") => Encoding::Number,

@@ -486,3 +486,51 @@ async fn rows_of_heirs_are_not_those_of_the_table() {
         assert_eq!(db.rows("SELECT count(*) FROM h"), ["3"]);
     }
 }
+
+/// A key of the target that ignores case: rows of the source that differ in nothing else are not merged.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_the_target_does_not_tell_apart_are_refused() {
+    let ci = "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+    for db in databases() {
+        for (made_by, of, role) in [
+            (ci, "text COLLATE ci", Privilege::Auto),
+            ("CREATE EXTENSION citext", "citext", Privilege::Auto),
+            ("SELECT 1", "citext", Privilege::Off),
+        ] {
+            if db.server.exec(&db.name, made_by).is_err() {
+                println!("skipped: this server cannot {made_by}");
+                continue;
+            }
+            db.exec(&format!(
+                "DROP TABLE IF EXISTS c, k, p; CREATE TABLE p (k {of} PRIMARY KEY, v text); CREATE TABLE k (k {of} PRIMARY KEY);
+                 CREATE TABLE c (p {of} REFERENCES p)"
+            ));
+            let (p, k) = (table("p", &[("k", TEXT), ("v", TEXT)], 1), table("k", &[("k", TEXT)], 1));
+            let sink = db.sink().replica_role(role);
+            let mut w = db.writer(&sink, 1).await;
+            write(&mut w, &Changes::new().insert(&p, &["a", "1"]).insert(&k, &["a"]).unit()).await;
+            for unit in [
+                Changes::new().insert(&p, &["A", "2"]),
+                Changes::new().update(&p, None, &["A", "2"]),
+                Changes::new().insert(&p, &["b", "3"]).insert(&p, &["B", "4"]),
+                Changes::new().insert(&k, &["A"]),
+                Changes::new().insert(&k, &["b"]).insert(&k, &["B"]),
+            ] {
+                refused(&mut w, &unit.unit(), ErrorKind::Rejected, "public.").await;
+            }
+            // What names another row does nothing to this one.
+            write(&mut w, &Changes::new().delete(&p, &["A", "?"]).delete(&k, &["A"]).unit()).await;
+            let partial = Changes::new().update(&p, None, &["A", "?"]).unit();
+            refused(&mut w, &partial, ErrorKind::Rejected, "(k = A)").await;
+            assert_eq!(db.rows("SELECT * FROM p"), ["a|1"], "{of}");
+            assert_eq!(db.rows("SELECT * FROM k"), ["a"], "{of}");
+            // Its own key may change its case, and another row may take it.
+            write(&mut w, &Changes::new().update(&p, Some(&["a", "?"]), &["A", "5"]).unit()).await;
+            assert_eq!(db.rows("SELECT * FROM p"), ["A|5"], "{of}");
+            write(&mut w, &Changes::new().delete(&p, &["A", "?"]).insert(&p, &["a", "6"]).unit()).await;
+            write(&mut w, &Changes::new().update(&p, None, &["a", "7"]).unit()).await;
+            assert_eq!(db.rows("SELECT * FROM p"), ["a|7"], "{of}");
+            w.close().await.unwrap();
+        }
+    }
+}
