@@ -5,7 +5,7 @@ use bytes::BytesMut;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256};
 use postgres_protocol::message::{backend, frontend};
-use tokio_postgres::config::ChannelBinding as Demand;
+use tokio_postgres::config::{ChannelBinding as Demand, TargetSessionAttrs};
 
 use super::stream::Security;
 use super::{Connection, server_error, stream};
@@ -42,14 +42,45 @@ mod request {
     pub(super) const SASL_FINAL: u32 = 12;
 }
 
+/// Connects to the first of the endpoint's places that lets us in and is as `target_session_attrs` asks, as the
+/// connections for statements do: both kinds must come to the same server.
 pub(super) async fn open(endpoint: &Endpoint, application_name: &str) -> Result<Connection> {
-    let connected = stream::connect(endpoint).await?;
+    let mut failure = None;
+    for at in 0..stream::places(endpoint) {
+        match open_at(endpoint, application_name, at).await {
+            Ok(connection) => return Ok(connection),
+            Err(e) => failure = Some(e),
+        }
+    }
+    Err(failure.unwrap_or_else(|| Error::config(endpoint, "names no host")))
+}
+
+async fn open_at(endpoint: &Endpoint, application_name: &str, at: usize) -> Result<Connection> {
+    let connected = stream::connect(endpoint, at).await?;
     let mut connection = Connection::new(connected.stream);
-    let handshake = handshake(&mut connection, endpoint, application_name, &connected.security);
+    let handshake = async {
+        handshake(&mut connection, endpoint, application_name, &connected.security).await?;
+        check_attributes(&mut connection, endpoint).await
+    };
     let limit = endpoint.config().get_connect_timeout().copied().unwrap_or(std::time::Duration::from_secs(15));
     match tokio::time::timeout(limit, handshake).await {
         Ok(done) => done.map(|()| connection),
         Err(_) => Err(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting()))),
+    }
+}
+
+/// Whether the server is one that the URL wants.
+async fn check_attributes(connection: &mut Connection, endpoint: &Endpoint) -> Result<()> {
+    let read_only = match endpoint.config().get_target_session_attrs() {
+        TargetSessionAttrs::ReadWrite => "off",
+        TargetSessionAttrs::ReadOnly => "on",
+        _ => return Ok(()),
+    };
+    let what = endpoint.connecting();
+    let rows = connection.query("SHOW transaction_read_only", &what).await?;
+    match rows.first().map(Vec::as_slice) {
+        Some([Some(is)]) if is == read_only => Ok(()),
+        _ => Err(Error::transient(format!("{what}: no server is as target_session_attrs asks"))),
     }
 }
 

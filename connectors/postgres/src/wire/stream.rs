@@ -44,24 +44,20 @@ impl Connected {
     }
 }
 
-/// Connects to the first of the endpoint's hosts that answers.
-pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Connected> {
+/// How many places the endpoint names.
+pub(crate) fn places(endpoint: &Endpoint) -> usize {
+    endpoint.config().get_hosts().len().max(endpoint.config().get_hostaddrs().len())
+}
+
+/// Connects to one of them.
+pub(crate) async fn connect(endpoint: &Endpoint, at: usize) -> Result<Connected> {
     let config = endpoint.config();
-    let hosts = config.get_hosts();
-    let addresses = config.get_hostaddrs();
     let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(15));
-    let mut failure = None;
-    for at in 0..hosts.len().max(addresses.len()) {
-        let attempt = one(endpoint, hosts.get(at), addresses.get(at).map(ToString::to_string), at);
-        match tokio::time::timeout(limit, attempt).await {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(e)) => failure = Some(e),
-            Err(_) => {
-                failure = Some(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting())));
-            }
-        }
-    }
-    Err(failure.unwrap_or_else(|| Error::config(endpoint, "names no host")))
+    let address = config.get_hostaddrs().get(at).map(ToString::to_string);
+    let attempt = one(endpoint, config.get_hosts().get(at), address, at);
+    tokio::time::timeout(limit, attempt)
+        .await
+        .unwrap_or_else(|_| Err(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting()))))
 }
 
 async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, at: usize) -> Result<Connected> {
