@@ -150,14 +150,8 @@ impl<'w> Applier<'w> {
             let trusting = self.trusting && plan.may_trust(self.replica);
             let (new, known): (Vec<_>, Vec<_>) = effect.upserts.iter().partition(|row| trusting && row.is_new());
             self.trusted |= !new.is_empty();
-            let lacking = effect.upserts.iter().find(|row| !is_whole(plan, *row));
-            if let Some(row) = lacking {
-                return Err(Failure::incomplete(plan, row));
-            }
-            if let Some(row) = effect.inserts.iter().find(|row| !is_whole(plan, *row)) {
-                return Err(Failure::incomplete(plan, row));
-            }
             for (columns, rows) in groups(plan, &known) {
+                whole(plan, &columns, &rows)?;
                 self.upsert(plan, &columns, &rows).await;
             }
             for (columns, rows) in groups(plan, &effect.updates) {
@@ -165,9 +159,11 @@ impl<'w> Applier<'w> {
             }
             // After the updates: a new row may take a unique value that one of them gave up.
             for (columns, rows) in groups(plan, &new) {
+                whole(plan, &columns, &rows)?;
                 self.rows(plan, Operation::Insert, &columns, &rows, false).await;
             }
             for (columns, rows) in groups(plan, &effect.inserts) {
+                whole(plan, &columns, &rows)?;
                 self.rows(plan, Operation::Insert, &columns, &rows, false).await;
             }
         }
@@ -323,9 +319,12 @@ pub(crate) fn sent<R: Values>(plan: &Plan, row: &R) -> Vec<u16> {
     plan.written.iter().copied().filter(|&c| !row.value(c).is_unchanged()).collect()
 }
 
-/// Whether a row can be inserted: every column that is written was sent.
-pub(crate) fn is_whole<R: Values>(plan: &Plan, row: &R) -> bool {
-    row.complete() || plan.written.iter().all(|&c| !row.value(c).is_unchanged())
+/// Rows of which these columns were sent can be inserted only if these are all that are written.
+fn whole<R: Values>(plan: &Arc<Plan>, columns: &[u16], rows: &[&R]) -> Result<(), Failure> {
+    match rows.first() {
+        Some(row) if columns.len() < plan.written.len() => Err(Failure::incomplete(plan, *row)),
+        _ => Ok(()),
+    }
 }
 
 /// The key of a row, for people.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anabranch_core::{ChangeRef, Op, RowRef, TruncateOptions, ValueRef};
 use tokio_postgres::error::SqlState;
 
-use super::apply::{Applier, Values, is_whole, key_text, sent};
+use super::apply::{Applier, Values, key_text, sent};
 use super::cache::Operation;
 use super::failure::Failure;
 use super::params::{ArrayLiteral, Text};
@@ -21,7 +21,9 @@ impl Applier<'_> {
         let plan = self.plan(change.schema())?;
         let keyed = !plan.source.key.is_empty();
         match (change.op(), change.new_row(), change.old_row()) {
-            (Op::Insert, Some(new), _) if !is_whole(&plan, &new) => return Err(Failure::incomplete(&plan, &new)),
+            (Op::Insert, Some(new), _) if sent(&plan, &new).len() < plan.written.len() => {
+                return Err(Failure::incomplete(&plan, &new));
+            }
             (Op::Insert, Some(new), _) if keyed => self.upsert(&plan, &sent(&plan, &new), &[&new]).await,
             (Op::Insert, Some(new), _) => {
                 let columns = sent(&plan, &new);
