@@ -160,6 +160,9 @@ async fn an_idle_source_advances() {
         let source = source(&server).tables(["t"]);
         source.prepare(None).await.unwrap();
         let mut reader = open(&source, None).await;
+        // Somebody has written, and waits in his transaction: that holds nothing up.
+        let idle = server.client().await;
+        idle.batch_execute("BEGIN; INSERT INTO other VALUES (0)").await.unwrap();
         // Only an unpublished table writes.
         sql.batch_execute("INSERT INTO other SELECT generate_series(1, 50000)").await.unwrap();
         let row = sql
