@@ -15,7 +15,7 @@ use crate::sql::ident;
 pub(crate) struct Table {
     pub(crate) oid: u32,
     pub(crate) name: TableName,
-    /// Other tables inherit from it: their rows would count as its own.
+    /// Other tables inherit from it, whose rows would count as its own; and no trigger puts its rows into them.
     has_heirs: bool,
     pub(crate) columns: Vec<TargetColumn>,
     pub(crate) unique: Vec<UniqueIndex>,
@@ -84,7 +84,11 @@ pub(crate) struct Trigger {
     pub(crate) on_origin: bool,
 }
 
-const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass \
+/// 7: BEFORE INSERT FOR EACH ROW (`pg_trigger.h`), which is how rows came into partitions before PostgreSQL 10.
+const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass AND NOT EXISTS ( \
+      SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7 \
+        AND t.tgenabled = ANY (CASE current_setting('session_replication_role') \
+                               WHEN 'replica' THEN '{R,A}' ELSE '{O,A}' END::\"char\"[])) \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'f') \
       AND (n.nspname = $1::text OR $1::text = '' AND n.nspname = ANY (current_schemas(false))) \

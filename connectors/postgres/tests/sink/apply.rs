@@ -484,6 +484,24 @@ async fn rows_of_heirs_are_not_those_of_the_table() {
         assert_eq!(db.rows("SELECT * FROM ONLY nh"), ["a|b"]);
         write(&mut w, &Changes::new().delete(&h, &["4", "?"]).unit()).await;
         assert_eq!(db.rows("SELECT count(*) FROM h"), ["3"]);
+        w.close().await.unwrap();
+
+        // A trigger of the target, if it fires, puts the table's own rows into its heirs.
+        db.exec(
+            "CREATE TABLE r (id bigint PRIMARY KEY, v text); CREATE TABLE rh (PRIMARY KEY (id)) INHERITS (r);
+             CREATE FUNCTION route() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO rh VALUES (NEW.*); RETURN NULL; END';
+             CREATE TRIGGER route BEFORE INSERT ON r FOR EACH ROW EXECUTE FUNCTION route()",
+        );
+        let r = table("r", &[("id", INT), ("v", TEXT)], 1);
+        for (role, place) in [(Privilege::Off, "rh"), (Privilege::Auto, "ONLY r")] {
+            let mut w = db.writer(&db.sink().replica_role(role), 2).await;
+            write(&mut w, &Changes::new().insert(&r, &["1", "a"]).unit()).await;
+            assert_eq!(db.rows(&format!("SELECT * FROM {place}")), ["1|a"]);
+            write(&mut w, &Changes::new().delete(&r, &["1", "?"]).unit()).await;
+            assert_eq!(db.rows("SELECT * FROM r"), Vec::<String>::new());
+            w.close().await.unwrap();
+        }
     }
 }
 
