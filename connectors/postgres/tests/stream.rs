@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use anabranch_core::*;
 use anabranch_postgres::SchemaChange;
-use support::reading::{changes, next, open, prepared, prepared_with, reopen, source, transactions, value};
+use support::reading::{changes, next, open, prepared, prepared_with, refusal, reopen, source, transactions, value};
 use support::{BOTH, PgVersion, start};
 
 #[tokio::test]
@@ -266,13 +266,18 @@ async fn a_changed_table_stops_exactly_before_the_change() {
     let sql = server.client().await;
     sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
     let source = prepared(&server).await;
+    prepared_with(&server, |s| s.slot("behind")).await;
     let mut reader = open(&source, None).await;
     sql.batch_execute("INSERT INTO t VALUES (1, 'a')").await.unwrap();
     sql.batch_execute("ALTER TABLE t ADD n numeric(10,2)").await.unwrap();
     sql.batch_execute("INSERT INTO t VALUES (2, 'b', 1.5)").await.unwrap();
     let first = transactions(&mut reader, 1).await.unwrap();
     assert_eq!(first[0].0, ["+public.t(1,a)"]);
-    let e = transactions(&mut reader, 1).await.unwrap_err();
+    // Not before what was read is durable: the next run is to begin behind it.
+    for _ in 0..3 {
+        assert!(next(&mut reader).await.unwrap().is_empty());
+    }
+    let e = refusal(&mut reader).await;
     assert_eq!(e.kind(), ErrorKind::Fatal);
     assert!(e.to_string().contains("public.t") && e.to_string().contains("n numeric(10,2)"), "{e}");
     assert!(e.to_string().contains("on_schema_change"), "{e}");
@@ -284,12 +289,37 @@ async fn a_changed_table_stops_exactly_before_the_change() {
     drop(reader);
 
     // From the beginning: the stream is behind the catalog, which is no change until it gets there.
-    let source = prepared_with(&server, |s| s.on_schema_change(SchemaChange::AddColumns)).await;
+    let source = prepared_with(&server, |s| s.slot("behind").on_schema_change(SchemaChange::AddColumns)).await;
     let mut reader = reopen(&source, None).await;
     assert_eq!(changes(&mut reader, 2).await, [vec!["+public.t(1,a)"], vec!["schema public.t", "+public.t(2,b,1.50)"]]);
     sql.batch_execute("ALTER TABLE t DROP COLUMN v; INSERT INTO t VALUES (3, 7)").await.unwrap();
-    let e = transactions(&mut reader, 1).await.unwrap_err();
+    let e = refusal(&mut reader).await;
     assert!(e.to_string().contains("column v was dropped"), "{e}");
+}
+
+/// A table that was changed while nobody read: the run was checked with its new shape, and comes through its old one.
+#[tokio::test]
+async fn a_change_that_was_checked_at_the_start_stops_nothing() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, old text)").await.unwrap();
+        prepared(&server).await;
+        for statement in [
+            "INSERT INTO t VALUES (1, 'a')",
+            "ALTER TABLE t ADD COLUMN new int; ALTER TABLE t DROP COLUMN old",
+            "INSERT INTO t VALUES (2, 3)",
+        ] {
+            sql.batch_execute(statement).await.unwrap();
+        }
+        let source = prepared(&server).await;
+        let mut reader = open(&source, None).await;
+        let got = changes(&mut reader, 2).await;
+        assert_eq!(got, [vec!["+public.t(1,a)"], vec!["schema public.t", "+public.t(2,3)"]], "{version:?}");
+        // One that comes later does.
+        sql.batch_execute("ALTER TABLE t ADD COLUMN more int; INSERT INTO t VALUES (4, 5, 6)").await.unwrap();
+        assert_eq!(refusal(&mut reader).await.kind(), ErrorKind::Fatal);
+    }
 }
 
 #[tokio::test]

@@ -215,7 +215,12 @@ impl Relations {
                 && found.now.as_ref().is_some_and(|now| now.types == known.types && *now.schema == *known.schema);
             (!behind).then(|| Arc::clone(&known.schema))
         });
-        let mut differences = compared.as_ref().map_or_else(Vec::new, |before| differences(before, &found.schema));
+        // As it was checked when the run began: its changes of before then are looked at already, in both databases.
+        let checked = self.known.get(&found.described.oid).is_some_and(|known| *known.schema == *found.schema);
+        let mut differences = match &compared {
+            Some(before) if !checked => differences(before, &found.schema),
+            _ => Vec::new(),
+        };
         if self.takes_a_name(&found) {
             differences.push(Difference::Recreated);
         }
@@ -294,7 +299,7 @@ impl Relations {
             )));
         }
         Err(error.hint(format!(
-            "make the same change to {} in the target and start the pipeline again, which goes on with this \
+            "make the same change, its DEFAULT too, to {} in the target and start the pipeline again, which goes on with this \
              transaction; or set source.on_schema_change to \"add_columns\" or \"ignore\"",
             sql::table(table)
         )))

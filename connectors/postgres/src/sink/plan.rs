@@ -72,7 +72,8 @@ impl Plan {
                         format!("has no column {} in target table {name}", column.name),
                     )
                     .hint(format!(
-                        "run on the target: ALTER TABLE {} ADD COLUMN {} {}",
+                        "run on the target: ALTER TABLE {} ADD COLUMN {} {}; with the DEFAULT that the source gave it, \
+                         which the stream does not bring to rows that are there",
                         target.sql(),
                         ident(&column.name),
                         column.native

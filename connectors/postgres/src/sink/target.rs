@@ -192,6 +192,13 @@ fn warnings(table: &Table, key: &[u16], replica: bool) -> Vec<String> {
             "foreign keys are checked for replicated rows: the user may not set session_replication_role".to_owned(),
         );
     }
+    let in_key = |name: &String| table.unique.iter().any(|index| index.columns.contains(name));
+    for column in table.columns.iter().filter(|c| c.loose && in_key(&c.name)) {
+        warnings.push(format!(
+            "key column {} ({}) takes some different texts for equal: rows that it does not tell apart are refused",
+            column.name, column.native
+        ));
+    }
     for (i, column) in table.columns.iter().enumerate() {
         if column.identity == Some(Identity::Always) && !key.contains(&(i as u16)) {
             warnings.push(format!(

@@ -525,6 +525,8 @@ async fn keys_that_the_target_does_not_tell_apart_are_refused() {
             ));
             let (p, k) = (table("p", &[("k", TEXT), ("v", TEXT)], 1), table("k", &[("k", TEXT)], 1));
             let sink = db.sink().replica_role(role);
+            let described = sink.target().unwrap().describe(&k.name).await.unwrap().unwrap();
+            assert!(described.warnings.iter().any(|w| w.contains("key column k")), "{:?}", described.warnings);
             let mut w = db.writer(&sink, 1).await;
             write(&mut w, &Changes::new().insert(&p, &["a", "1"]).insert(&k, &["a"]).unit()).await;
             for unit in [

@@ -127,3 +127,16 @@ pub(crate) async fn prepared_with(server: &PgServer, set: impl Fn(Postgres) -> P
     Source::tables(&source).await.unwrap();
     source
 }
+
+/// Reads on, with everything durable at once, until the reading fails.
+pub(crate) async fn refusal(reader: &mut Box<dyn ChangeReader>) -> Error {
+    let read = async {
+        loop {
+            match next(reader).await {
+                Ok(batch) => reader.acknowledge(Some(batch.end())).await.unwrap(),
+                Err(e) => break e,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), read).await.expect("it goes on")
+}
