@@ -1,4 +1,4 @@
-//! Reverse replication with the real command: a PostgreSQL source, a session file with renamed tables
+//! Reverse replication with the real command: a PostgreSQL source or Cloud Spanner's emulator, a session file with renamed tables
 //! and columns, two MariaDB servers as shards. Shards fail and are repaired, the runner is killed.
 //! Without the command, or a server, a test prints `skipped`.
 
@@ -14,4 +14,5 @@ mod letters;
 mod mistakes;
 mod postgres;
 mod shards;
+mod spanner;
 mod writers;

@@ -15,11 +15,11 @@ const SOURCE: &str = r#"
                            PRIMARY KEY (migration_shard_id, "Id"));
     CREATE TABLE "Scratch" ("Id" bigint PRIMARY KEY)"#;
 
-const SHARD: &str = "
+pub(super) const SHARD: &str = "
     CREATE TABLE customers (customer_id bigint PRIMARY KEY, name varchar(100) CHARACTER SET utf8mb4);
     CREATE TABLE orders (order_id bigint PRIMARY KEY, amount decimal(10,2), placed_at datetime(6))";
 
-const SESSION: &str = r#"{
+pub(super) const SESSION: &str = r#"{
   "SpSchema": {
     "t1": {"Name": "Customers", "ShardIdColumn": "c9",
       "ColDefs": {"c1": {"Name": "Id"}, "c2": {"Name": "FullName"}, "c9": {"Name": "migration_shard_id"}}},
@@ -93,13 +93,7 @@ impl Shop {
     }
 
     pub(super) fn shards_file(&self) -> String {
-        let shard = |name: &str, server: &MariaServer| {
-            format!(
-                r#"{{"logicalShardId":"{name}","host":"127.0.0.1","port":"{}","user":"root","password":"","dbName":"shop"}}"#,
-                server.port()
-            )
-        };
-        format!(r#"{{"shardConfigs":[{},{}]}}"#, shard("one", &self.shards[0]), shard("two", &self.shards[1]))
+        shards_file(&self.shards)
     }
 
     pub(super) fn write(&self, sql: &str) -> Tested {
@@ -158,6 +152,17 @@ impl Shop {
             Ok(wanted == there)
         })
     }
+}
+
+/// The shards file of these servers.
+pub(super) fn shards_file(shards: &[MariaServer; 2]) -> String {
+    let shard = |name: &str, server: &MariaServer| {
+        format!(
+            r#"{{"logicalShardId":"{name}","host":"127.0.0.1","port":"{}","user":"root","password":"","dbName":"shop"}}"#,
+            server.port()
+        )
+    };
+    format!(r#"{{"shardConfigs":[{},{}]}}"#, shard("one", &shards[0]), shard("two", &shards[1]))
 }
 
 /// What `status --json` says.

@@ -64,7 +64,7 @@ fn spinner() -> ProgressStyle {
 
 fn copying() -> ProgressStyle {
     // indicatif tells the time that is left from how fast chunks have come.
-    let template = "{prefix} copying [{bar:30}] {pos}/{len} chunks, {eta} left | {wide_msg}";
+    let template = "{prefix} copying [{bar:20}] {pos}/{len} chunks, {eta} left | {wide_msg}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ")
 }
@@ -144,7 +144,7 @@ fn draw(bar: &ProgressBar, copies: &mut bool, status: &Status, rate: f64) {
             bar.set_length(u64::from(snapshot.chunks));
             bar.set_position(u64::from(snapshot.chunks_done));
             let (done, all) = (snapshot.tables_done, snapshot.tables);
-            bar.set_message(format!("{done}/{all} tables, {} rows, {rate:.0} rows/s", snapshot.rows));
+            bar.set_message(format!("{rate:.0} rows/s, {} rows, {done}/{all} tables", snapshot.rows));
         }
         None => bar.set_message(line(status, rate)),
     }
@@ -159,24 +159,26 @@ fn line(s: &Status, rate: f64) -> String {
             snapshot.chunks_done, snapshot.chunks, snapshot.tables_done, snapshot.tables
         );
     }
-    line += &format!(
-        " | copied {} | changes {} in {} transactions | {:.0} rows/s",
-        s.counters.snapshot_rows, s.counters.changes, s.counters.transactions, rate
-    );
+    // A terminal cuts the end off: what one looks for comes first.
+    if let (Phase::Retrying | Phase::Failed, Some(error)) = (s.phase, &s.last_error) {
+        line += &format!(" | {error}");
+    }
+    if s.dead_letters_open > 0 {
+        line += &format!(" | {} dead letters", s.dead_letters_open);
+    }
     if let Some(bytes) = s.lag_bytes {
         line += &format!(" | lag {}", size(bytes));
         if let Some(seconds) = s.lag_seconds {
             line += &format!(" {seconds:.1} s");
         }
     }
+    let c = &s.counters;
+    line += &format!(
+        " | {rate:.0} rows/s | {} changes in {} transactions | {} rows copied",
+        c.changes, c.transactions, c.snapshot_rows
+    );
     if let Some(time) = s.safe_time {
         line += &format!(" | safe time {time}");
-    }
-    if s.dead_letters_open > 0 {
-        line += &format!(" | {} dead letters", s.dead_letters_open);
-    }
-    if let (Phase::Retrying | Phase::Failed, Some(error)) = (s.phase, &s.last_error) {
-        line += &format!(" | {error}");
     }
     line
 }

@@ -10,6 +10,7 @@ use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType, TableDescription,
     TableStatus, TimeToLiveSpecification,
 };
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use tokio::sync::{Mutex, OnceCell};
 use tokio::time::{Instant, sleep};
 
@@ -129,6 +130,13 @@ pub(crate) async fn enable_time_to_live(client: &Client, name: &str, attribute: 
     match request.send().await {
         Ok(_) => Ok(()),
         Err(e) if code(&e) == Some("UnknownOperationException") => Ok(()),
+        // Another lane, or another process, was first. By another attribute is told in other words.
+        Err(e)
+            if code(&e) == Some("ValidationException")
+                && e.message().is_some_and(|m| m.contains("TimeToLive is already enabled")) =>
+        {
+            Ok(())
+        }
         Err(e) => Err(classify("dynamodb:UpdateTimeToLive", format_args!("the table {name}"), e)),
     }
 }

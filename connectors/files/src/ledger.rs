@@ -89,9 +89,32 @@ pub(crate) struct ShardEntry {
     /// Of them, those that are of no row: the messages with which a source marks its present, for instance.
     #[serde(default)]
     pub(crate) messages: u64,
+    /// Who wrote which files: from this number on the writer of this epoch. The first ones are left out
+    /// where there are too many, and in the ledger of an older version of this library.
+    #[serde(default)]
+    pub(crate) epochs: Vec<(u64, u64)>,
 }
 
+/// How many writers of a shard are remembered: readers that are behind by more restarts than that are rare.
+const WRITERS: usize = 256;
+
 impl ShardEntry {
+    /// The epoch of the writer of a file, if it is known.
+    pub(crate) fn epoch_of(&self, number: u64) -> Option<u64> {
+        self.epochs.iter().rev().find(|(first, _)| *first <= number).map(|(_, epoch)| *epoch)
+    }
+
+    /// The file of this number is written by the writer of this epoch.
+    pub(crate) fn written_by(&mut self, number: u64, epoch: u64) {
+        if self.epochs.last().is_some_and(|(_, last)| *last == epoch) {
+            return;
+        }
+        self.epochs.push((number, epoch));
+        if self.epochs.len() > WRITERS {
+            self.epochs.remove(0);
+        }
+    }
+
     /// Whether it has changes of rows.
     pub(crate) fn has_rows(&self) -> bool {
         self.records > self.messages

@@ -116,6 +116,7 @@ impl Writer {
         let order = self.order_of(change)?;
         let window = self.window_of(&folder, change.piece().transaction.commit_time);
         self.in_order(&folder, order.as_ref(), change)?;
+        self.goes_on(&folder, order.as_ref(), change).await?;
         let settings = &self.shared.settings;
         let other_file = self
             .pending
@@ -175,6 +176,25 @@ impl Writer {
         ))
     }
 
+    /// A shard's last transaction goes on only as long as the ledger has it as the one that is open: else
+    /// readers were told that it has ended, and would take what follows of it for what they have had.
+    async fn goes_on(&self, folder: &str, order: Option<&Bytes>, change: ChangeRef<'_>) -> Result<()> {
+        let rank = order.unwrap_or(&change.piece().transaction.rank);
+        let same = self.shards.get(folder).is_some_and(|entry| entry.rank == *rank);
+        if !same || self.pending.files.contains_key(folder) {
+            return Ok(());
+        }
+        let taken = self.shared.taken().await;
+        if taken.as_ref().and_then(|t| t.ledger.open.as_ref()).is_some_and(|open| open.rank == *rank) {
+            return Ok(());
+        }
+        let shown = Rank::of_change(rank, change.sequence());
+        Err(Error::fatal(format!(
+            "the source gave {shown:?} of {folder} after changes of another transaction: what is left of one comes too late"
+        ))
+        .hint("use the order window (or transaction), and a new run"))
+    }
+
     fn gather(
         &mut self,
         change: ChangeRef<'_>,
@@ -196,7 +216,7 @@ impl Writer {
                 number: entry.map_or(0, |e| e.files) + 1,
                 shard: shard.clone(),
             };
-            let entry = ShardEntry {
+            let mut entry = ShardEntry {
                 name: shard,
                 files: file.number,
                 last: window.file(part)?,
@@ -206,7 +226,9 @@ impl Writer {
                 sequence: 0,
                 records: entry.map_or(0, |e| e.records),
                 messages: entry.map_or(0, |e| e.messages),
+                epochs: entry.map(|e| e.epochs.clone()).unwrap_or_default(),
             };
+            entry.written_by(file.number, self.epoch);
             self.shards.insert(folder.clone(), entry);
             self.pending.files.insert(folder.clone(), file);
         }

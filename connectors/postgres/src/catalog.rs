@@ -105,6 +105,21 @@ fn column(row: &Row, types: &Types) -> Column {
     }
 }
 
+/// The tables that this one is a partition of, at any depth.
+pub(crate) async fn ancestors(client: &Client, oid: u32) -> Result<Vec<u32>> {
+    let rows = client.query(ANCESTORS, &[&oid]).await.map_err(|e| classify(e, "cannot read pg_inherits"))?;
+    Ok(rows.iter().map(|r| r.get(0)).collect())
+}
+
+/// `pg_partition_ancestors` would do, but not every database that speaks like PostgreSQL has it.
+const ANCESTORS: &str = "
+WITH RECURSIVE up(oid) AS (
+  SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = $1::oid
+  UNION
+  SELECT i.inhparent FROM up u JOIN pg_catalog.pg_inherits i ON i.inhrelid = u.oid
+)
+SELECT oid FROM up";
+
 /// The names of types by oid and modifier, for columns that a relation message describes.
 pub(crate) async fn type_names(client: &Client, types: &[(u32, i32)]) -> Result<Vec<String>> {
     let (oids, modifiers): (Vec<u32>, Vec<i32>) = types.iter().copied().unzip();

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anabranch_core::{Error, Result, Secret};
 use rustls::ClientConfig;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{ChannelBinding, Host};
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tracing::Instrument;
 
-use crate::error::classify;
+use crate::error::{chain, classify};
 use crate::tls::{SslMode, TlsFiles, client_config};
 
 /// How long a server may take to accept a connection, unless the URL says `connect_timeout`.
@@ -25,7 +25,8 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// TLS follows libpq's `sslmode`, `sslrootcert`, `sslcert` and `sslkey`, with one difference: a URL
 /// without `sslmode` means `verify-full` for other machines and `prefer` for this one, where libpq
-/// would always fall back to an unencrypted connection.
+/// would always fall back to an unencrypted connection. `channel_binding` (`disable`, `prefer`, which is the
+/// default, or `require`) is libpq's too, on every connection.
 ///
 /// ```
 /// use anabranch_postgres::Endpoint;
@@ -82,6 +83,10 @@ impl Endpoint {
         };
         // libpq ignores sslmode on Unix sockets: nothing leaves the machine.
         let mode = if config.get_hosts().iter().all(is_unix) { SslMode::Disable } else { mode };
+        if mode == SslMode::Disable && config.get_channel_binding() == ChannelBinding::Require {
+            return Err(Error::config(key, "channel_binding=require needs TLS, and this connection has none")
+                .hint("use TCP and sslmode=verify-full (or require), or leave channel_binding out"));
+        }
         let tls = client_config(key, mode, &options.files)?;
         config.ssl_mode(match mode {
             SslMode::Disable => tokio_postgres::config::SslMode::Disable,
@@ -146,6 +151,8 @@ impl Endpoint {
                 Some(hint) => hint,
                 None => return classify(e, &self.connecting()),
             },
+            // The driver's own words for it: it has no code.
+            None if chain(&e).contains("did not use channel binding") => UNBOUND,
             None if self.config.get_password().is_none() && e.to_string().contains("invalid configuration") => {
                 "the server asks for a password: give one"
             }
@@ -214,6 +221,10 @@ impl fmt::Debug for Endpoint {
 pub(crate) fn port(ports: &[u16], at: usize) -> u16 {
     ports.get(at).or_else(|| ports.first()).copied().unwrap_or(5432)
 }
+
+/// What to do where `channel_binding=require` cannot be met.
+pub(crate) const UNBOUND: &str = "let pg_hba.conf ask this user for scram-sha-256 over TLS (hostssl), with a password \
+    that is stored as SCRAM and a server certificate that is signed with RSA or ECDSA; or set channel_binding=prefer";
 
 /// What to do about a refused login, by its SQLSTATE.
 pub(crate) fn login_hint(code: &str) -> Option<&'static str> {

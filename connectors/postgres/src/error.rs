@@ -157,7 +157,7 @@ fn kind_of_chain(e: &(dyn StdError + 'static)) -> ErrorKind {
 }
 
 /// The chain in one line, without repeating what an outer message has already said.
-fn chain(e: &(dyn StdError + 'static)) -> String {
+pub(crate) fn chain(e: &(dyn StdError + 'static)) -> String {
     let mut text = e.to_string();
     let mut next = e.source();
     while let Some(e) = next {

@@ -18,6 +18,7 @@ use crate::reader::Reader;
 use crate::reader::assemble::{Assembler, Start};
 use crate::reader::relation::Relations;
 use crate::session::Session;
+use crate::setup::System;
 use crate::setup::publication;
 use crate::setup::slot::{self, Slot};
 use crate::wire::Connection;
@@ -50,6 +51,8 @@ pub struct Postgres {
     /// The tables as they were when [`Source::tables`] was last asked: what the pipeline was checked with.
     known: Mutex<Vec<CatalogTable>>,
     version: OnceLock<u32>,
+    /// The server that was checked last.
+    checked: Mutex<Option<System>>,
 }
 
 /// 64 MiB: large enough to make a connection for each chunk cheap, small enough to copy a large table
@@ -74,6 +77,7 @@ impl Postgres {
             session: OnceLock::new(),
             known: Mutex::default(),
             version: OnceLock::new(),
+            checked: Mutex::default(),
         }
     }
 
@@ -163,6 +167,10 @@ impl Postgres {
         }
         let endpoint = Endpoint::of_source(&self.url, self.password.as_ref())?;
         Ok(self.session.get_or_init(|| Session::new(endpoint)))
+    }
+
+    pub(crate) fn note_checked(&self, system: System) {
+        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = Some(system);
     }
 
     pub(crate) fn partition(&self) -> PartitionId {
@@ -276,6 +284,10 @@ impl Source for Postgres {
 
         let session = self.session()?.clone();
         let mut connection = Connection::open(session.endpoint(), "anabranch stream").await?;
+        let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(checked) = checked {
+            setup::check_same(&mut connection, &checked).await?;
+        }
         connection.start_replication(&command, &format!("cannot read the slot {}", self.slot)).await?;
         Ok(Box::new(Reader::new(connection, assembler, session, self.publication.clone(), None)))
     }

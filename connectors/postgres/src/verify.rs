@@ -62,7 +62,7 @@ impl Verifier for PostgresSink {
             column.map_or_else(|| "text".to_owned(), |c| c.base.clone())
         };
         let place = keys.map_or_else(String::new, |keys| format!(" WHERE {}", condition(table, keys, native)));
-        read(client, table, &format!("SELECT {} FROM {}{place}", columns(table), found.sql())).await
+        read(client, table, &format!("SELECT {} FROM {}{place}", columns(table), found.rows())).await
     }
 }
 

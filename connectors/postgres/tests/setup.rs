@@ -3,15 +3,15 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use anabranch_core::*;
 use anabranch_postgres::{Postgres, PostgresSink};
-use support::{BOTH, PgServer, PgVersion, append, start};
+use support::reading::source;
+use support::{BOTH, PgVersion, append, start};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_postgres::NoTls;
-
-fn source(server: &PgServer) -> Postgres {
-    Postgres::new(server.url("postgres")).publication("pub").slot("slot")
-}
 
 async fn refused(source: &Postgres, resume: Option<&Checkpoint>, kind: ErrorKind, says: &[&str]) {
     let e = source.prepare(resume).await.expect_err("must be refused");
@@ -397,6 +397,75 @@ async fn a_failover_is_accepted_only_if_nothing_applied_was_lost() {
     // Back in time: from a timeline that this server does not know.
     let later = checkpoint(&identity.clone().with("timeline", "9"), &reached);
     refused(&source(&standby), Some(&later), ErrorKind::Fatal, &["does not descend from 9"]).await;
+}
+
+/// Passes connections on to the port that it is told.
+async fn virtual_address(to: Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let to = to.load(Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", to)).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    port
+}
+
+/// A start takes a while, and a copy takes hours: the server that is read must be the one that was checked.
+#[tokio::test]
+async fn a_failover_between_the_check_and_the_reading_is_noticed() {
+    // Only this installation has pg_basebackup.
+    let Some(server) = start(PgVersion::V15, &[]) else { return };
+    server.client().await.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let to = Arc::new(AtomicU16::new(server.port()));
+    let port = virtual_address(Arc::clone(&to)).await;
+    let source =
+        Postgres::new(format!("postgresql://postgres@127.0.0.1:{port}/postgres")).publication("pub").slot("slot");
+    let identity = source.prepare(None).await.unwrap();
+    let standby = server.standby();
+    server.kill9().unwrap();
+    let replica = standby.client().await;
+    replica.batch_execute("SELECT pg_promote()").await.unwrap();
+    replica.batch_execute("SELECT pg_create_logical_replication_slot('slot', 'pgoutput')").await.unwrap();
+    to.store(standby.port(), Ordering::SeqCst);
+
+    // The pipeline has applied what the new primary never had.
+    let resume = checkpoint(&identity, "F/0");
+    let partition = source.partitions().await.unwrap().remove(0);
+    let from = StartFrom { position: resume.partitions[&partition.id].position.clone(), ..StartFrom::default() };
+    let e = loop {
+        // The old connection may not have been noticed to be gone.
+        match source.open(&partition, &from).await {
+            Ok(_) => panic!("it reads another history"),
+            Err(e) if e.report().contains("another server") => break e,
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}"),
+        }
+    };
+    assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}");
+    refused(&source, Some(&resume), ErrorKind::Fatal, &["failed over from timeline 1 to 2"]).await;
+}
+
+/// Of several servers the one that takes writes is read, by every connection.
+#[tokio::test]
+async fn of_several_servers_the_one_that_is_asked_for_is_read() {
+    let Some(server) = start(PgVersion::V15, &[]) else { return };
+    server.client().await.batch_execute("CREATE TABLE t (id int PRIMARY KEY)").await.unwrap();
+    let standby = server.standby();
+    let both = format!("127.0.0.1:{},127.0.0.1:{}", standby.port(), server.port());
+    let url = format!("postgresql://postgres@{both}/postgres?target_session_attrs=read-write");
+    let source = Postgres::new(url).publication("pub").slot("slot");
+    source.prepare(None).await.unwrap();
+    let tables = Source::tables(&source).await.unwrap();
+    source.snapshotter().unwrap().begin(&tables).await.unwrap();
+    let partition = source.partitions().await.unwrap().remove(0);
+    source.open(&partition, &StartFrom::default()).await.unwrap().close().await.unwrap();
+    server.stop().unwrap();
+    let e = source.prepare(None).await.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}");
 }
 
 #[tokio::test]

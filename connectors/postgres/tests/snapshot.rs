@@ -6,15 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_core::*;
 use anabranch_postgres::Postgres;
+use support::reading::{prepared_with, source};
 use support::{BOTH, PgServer, PgVersion, start};
 
-fn source(server: &PgServer) -> Postgres {
-    Postgres::new(server.url("postgres")).publication("pub").slot("slot").chunk_pages(4)
-}
-
+/// A source with small chunks, and its tables.
 async fn prepared(server: &PgServer) -> (Postgres, Vec<TableSchema>) {
-    let source = source(server);
-    source.prepare(None).await.unwrap();
+    let source = prepared_with(server, |s| s.chunk_pages(4)).await;
     let tables = Source::tables(&source).await.unwrap();
     (source, tables)
 }
@@ -267,7 +264,7 @@ async fn changed_rows_are_read_through_the_index() {
         )
         .await
         .unwrap();
-        let source = source(&server);
+        let source = source(&server).chunk_pages(4);
         source.prepare(None).await.unwrap();
         let tables = Source::tables(&source).await.unwrap();
         let first = source.snapshotter().unwrap().begin(&tables).await.unwrap();

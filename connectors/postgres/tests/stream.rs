@@ -3,100 +3,11 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use anabranch_core::*;
-use anabranch_postgres::{Postgres, SchemaChange};
-use support::{BOTH, PgServer, PgVersion, start};
-
-fn source(server: &PgServer) -> Postgres {
-    Postgres::new(server.url("postgres")).publication("pub").slot("slot")
-}
-
-async fn open(source: &Postgres, from: Option<Position>) -> Box<dyn ChangeReader> {
-    let partitions = source.partitions().await.unwrap();
-    source.open(&partitions[0], &StartFrom { position: from, snapshots: BTreeMap::new() }).await.unwrap()
-}
-
-async fn prepared(server: &PgServer) -> Postgres {
-    let source = source(server);
-    source.prepare(None).await.unwrap();
-    Source::tables(&source).await.unwrap();
-    source
-}
-
-async fn next(reader: &mut Box<dyn ChangeReader>) -> Result<ChangeBatch> {
-    match tokio::time::timeout(Duration::from_secs(20), reader.next()).await.expect("no heartbeat") {
-        Ok(Next::Batch(batch)) => Ok(batch),
-        Ok(other) => panic!("{other:?}"),
-        Err(e) => Err(e),
-    }
-}
-
-fn value(v: ValueRef<'_>) -> String {
-    match v {
-        ValueRef::Text(t) => t.to_owned(),
-        ValueRef::Null => "NULL".into(),
-        ValueRef::Unchanged => "~".into(),
-        other => format!("{other:?}"),
-    }
-}
-
-fn line(change: ChangeRef<'_>) -> String {
-    let row = |row: Option<RowRef<'_>>| {
-        row.map_or(String::new(), |r| {
-            let values: Vec<_> = r
-                .values()
-                .map(|v| {
-                    let v = value(v);
-                    if v.len() > 40 { format!("<{}>", v.len()) } else { v }
-                })
-                .collect();
-            format!("({})", values.join(","))
-        })
-    };
-    if let Some((prefix, content)) = change.message() {
-        return format!("message {prefix} {}", String::from_utf8_lossy(content));
-    }
-    let table = &change.schema().name;
-    match change.op() {
-        Op::Insert => format!("+{table}{}", row(change.new_row())),
-        Op::Update => format!("*{table}{:?}{}->{}", change.old_image(), row(change.old_row()), row(change.new_row())),
-        Op::Delete => format!("-{table}{:?}{}", change.old_image(), row(change.old_row())),
-        Op::Truncate(o) => format!("truncate {table} {} {}", o.cascade, o.restart_identity),
-        Op::Schema => format!("schema {table}"),
-        Op::Message => unreachable!(),
-    }
-}
-
-/// Reads until `count` transactions ended: their changes as text, and the position after each.
-async fn transactions(reader: &mut Box<dyn ChangeReader>, count: usize) -> Result<Vec<(Vec<String>, Position)>> {
-    let (mut done, mut open) = (Vec::new(), Vec::new());
-    let mut ranks = Vec::new();
-    while done.len() < count {
-        let batch = next(reader).await?;
-        for piece in batch.pieces() {
-            for i in piece.changes.clone() {
-                let change = batch.change(i as usize);
-                open.push(line(change));
-                if change.op() != Op::Schema {
-                    ranks.push(change.rank());
-                }
-            }
-            if let Some(end) = &piece.end {
-                ranks.push(end.rank.clone());
-                done.push((std::mem::take(&mut open), end.clone()));
-            }
-        }
-        ranks.push(batch.end().rank.clone());
-    }
-    assert!(ranks.is_sorted(), "{ranks:?}");
-    Ok(done)
-}
-
-async fn changes(reader: &mut Box<dyn ChangeReader>, count: usize) -> Vec<Vec<String>> {
-    transactions(reader, count).await.unwrap().into_iter().map(|(c, _)| c).collect()
-}
+use anabranch_postgres::SchemaChange;
+use support::reading::{changes, next, open, prepared, prepared_with, refusal, reopen, source, transactions, value};
+use support::{BOTH, PgVersion, start};
 
 #[tokio::test]
 async fn rows_images_and_unchanged_values() {
@@ -240,17 +151,6 @@ async fn reading_goes_on_after_the_last_transaction() {
     }
 }
 
-async fn reopen(source: &Postgres, from: Option<Position>) -> Box<dyn ChangeReader> {
-    let partitions = source.partitions().await.unwrap();
-    let from = StartFrom { position: from, snapshots: BTreeMap::new() };
-    loop {
-        match source.open(&partitions[0], &from).await {
-            Ok(reader) => return reader,
-            Err(e) => assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}"),
-        }
-    }
-}
-
 #[tokio::test]
 async fn an_idle_source_advances() {
     for version in BOTH {
@@ -260,6 +160,9 @@ async fn an_idle_source_advances() {
         let source = source(&server).tables(["t"]);
         source.prepare(None).await.unwrap();
         let mut reader = open(&source, None).await;
+        // Somebody has written, and waits in his transaction: that holds nothing up.
+        let idle = server.client().await;
+        idle.batch_execute("BEGIN; INSERT INTO other VALUES (0)").await.unwrap();
         // Only an unpublished table writes.
         sql.batch_execute("INSERT INTO other SELECT generate_series(1, 50000)").await.unwrap();
         let row = sql
@@ -363,13 +266,18 @@ async fn a_changed_table_stops_exactly_before_the_change() {
     let sql = server.client().await;
     sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await.unwrap();
     let source = prepared(&server).await;
+    prepared_with(&server, |s| s.slot("behind")).await;
     let mut reader = open(&source, None).await;
     sql.batch_execute("INSERT INTO t VALUES (1, 'a')").await.unwrap();
     sql.batch_execute("ALTER TABLE t ADD n numeric(10,2)").await.unwrap();
     sql.batch_execute("INSERT INTO t VALUES (2, 'b', 1.5)").await.unwrap();
     let first = transactions(&mut reader, 1).await.unwrap();
     assert_eq!(first[0].0, ["+public.t(1,a)"]);
-    let e = transactions(&mut reader, 1).await.unwrap_err();
+    // Not before what was read is durable: the next run is to begin behind it.
+    for _ in 0..3 {
+        assert!(next(&mut reader).await.unwrap().is_empty());
+    }
+    let e = refusal(&mut reader).await;
     assert_eq!(e.kind(), ErrorKind::Fatal);
     assert!(e.to_string().contains("public.t") && e.to_string().contains("n numeric(10,2)"), "{e}");
     assert!(e.to_string().contains("on_schema_change"), "{e}");
@@ -381,24 +289,37 @@ async fn a_changed_table_stops_exactly_before_the_change() {
     drop(reader);
 
     // From the beginning: the stream is behind the catalog, which is no change until it gets there.
-    let source = prepared_with(&server, |s| s.on_schema_change(SchemaChange::AddColumns)).await;
+    let source = prepared_with(&server, |s| s.slot("behind").on_schema_change(SchemaChange::AddColumns)).await;
     let mut reader = reopen(&source, None).await;
     assert_eq!(changes(&mut reader, 2).await, [vec!["+public.t(1,a)"], vec!["schema public.t", "+public.t(2,b,1.50)"]]);
     sql.batch_execute("ALTER TABLE t DROP COLUMN v; INSERT INTO t VALUES (3, 7)").await.unwrap();
-    let e = transactions(&mut reader, 1).await.unwrap_err();
+    let e = refusal(&mut reader).await;
     assert!(e.to_string().contains("column v was dropped"), "{e}");
 }
 
-async fn prepared_with(server: &PgServer, set: impl Fn(Postgres) -> Postgres) -> Postgres {
-    let source = set(source(server));
-    loop {
-        match source.prepare(None).await {
-            Ok(_) => break,
-            Err(e) => assert_eq!(e.kind(), ErrorKind::Transient, "{e:?}"),
+/// A table that was changed while nobody read: the run was checked with its new shape, and comes through its old one.
+#[tokio::test]
+async fn a_change_that_was_checked_at_the_start_stops_nothing() {
+    for version in BOTH {
+        let Some(server) = start(version, &[]) else { continue };
+        let sql = server.client().await;
+        sql.batch_execute("CREATE TABLE t (id int PRIMARY KEY, old text)").await.unwrap();
+        prepared(&server).await;
+        for statement in [
+            "INSERT INTO t VALUES (1, 'a')",
+            "ALTER TABLE t ADD COLUMN new int; ALTER TABLE t DROP COLUMN old",
+            "INSERT INTO t VALUES (2, 3)",
+        ] {
+            sql.batch_execute(statement).await.unwrap();
         }
+        let source = prepared(&server).await;
+        let mut reader = open(&source, None).await;
+        let got = changes(&mut reader, 2).await;
+        assert_eq!(got, [vec!["+public.t(1,a)"], vec!["schema public.t", "+public.t(2,3)"]], "{version:?}");
+        // One that comes later does.
+        sql.batch_execute("ALTER TABLE t ADD COLUMN more int; INSERT INTO t VALUES (4, 5, 6)").await.unwrap();
+        assert_eq!(refusal(&mut reader).await.kind(), ErrorKind::Fatal);
     }
-    Source::tables(&source).await.unwrap();
-    source
 }
 
 #[tokio::test]

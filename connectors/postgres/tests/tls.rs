@@ -4,10 +4,16 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use anabranch_core::*;
 use anabranch_postgres::Postgres;
+use anabranch_servers::{PgOptions, TlsFiles};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use support::{PgServer, PgVersion, append, start};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 fn openssl(folder: &Path, arguments: &str) {
     let out = Command::new("openssl").args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
@@ -117,4 +123,101 @@ async fn the_server_is_verified_as_far_as_the_url_asks() {
         }
         assert_eq!(rows, 20_000);
     }
+}
+
+/// Both kinds of connections: that of the replication protocol, and one for statements.
+async fn both(url: &str) -> [Result<()>; 2] {
+    let source = || Postgres::new(url).publication("pub").slot("slot");
+    [source().prepare(None).await.map(drop), Source::tables(&source()).await.map(drop)]
+}
+
+#[tokio::test]
+async fn a_login_is_bound_to_its_connection_as_the_url_asks() {
+    if Command::new("openssl").arg("version").output().is_err() {
+        println!("skipped: openssl is not installed");
+        return;
+    }
+    for version in [PgVersion::V15, PgVersion::V18] {
+        let hba = ["scram scram-sha-256", "plain password", "hashed md5", "free trust"];
+        let lines = hba.iter().map(|line| line.split_once(' ').unwrap());
+        let options = lines.fold(PgOptions::new(version).tls(), |o, (user, method)| {
+            o.hba(format!("host all {user} 127.0.0.1/32 {method}"))
+        });
+        let Some(server) = options.start().unwrap() else { continue };
+        server
+            .exec(
+                "postgres",
+                "CREATE ROLE scram LOGIN SUPERUSER PASSWORD 'p'; CREATE ROLE plain LOGIN SUPERUSER PASSWORD 'p';
+                 CREATE ROLE free LOGIN SUPERUSER; CREATE TABLE t (id int PRIMARY KEY);
+                 SET password_encryption = 'md5'; CREATE ROLE hashed LOGIN SUPERUSER PASSWORD 'p'",
+            )
+            .unwrap();
+        let url = |user: &str, port: u16, rest: &str| format!("postgresql://{user}:p@127.0.0.1:{port}/postgres?{rest}");
+        let direct = |user: &str, rest: &str| url(user, server.port(), rest);
+        for binding in ["disable", "prefer", "require"] {
+            for done in both(&direct("scram", &format!("sslmode=require&channel_binding={binding}"))).await {
+                done.unwrap_or_else(|e| panic!("{version:?} {binding}: {}", e.report()));
+            }
+        }
+        for user in ["plain", "hashed", "free"] {
+            for done in both(&direct(user, "sslmode=require&channel_binding=prefer")).await {
+                done.unwrap();
+            }
+            for done in both(&direct(user, "sslmode=require&channel_binding=require")).await {
+                unbound(done, version);
+            }
+        }
+        // Without TLS there is nothing to bind to.
+        let e = Postgres::new(direct("scram", "sslmode=disable&channel_binding=require"))
+            .publication("p")
+            .slot("s")
+            .check();
+        let e = e.unwrap_err();
+        assert!(e.kind() == ErrorKind::Config && e.report().contains("source.url: channel_binding"), "{}", e.report());
+
+        // Somebody in between, who ends the TLS himself and passes everything on.
+        let port = in_between(server.tls().unwrap(), server.port()).await;
+        for binding in ["disable", "prefer"] {
+            for done in both(&url("scram", port, &format!("sslmode=require&channel_binding={binding}"))).await {
+                done.unwrap_or_else(|e| panic!("{version:?} {binding}: {}", e.report()));
+            }
+        }
+        for done in both(&url("scram", port, "sslmode=require&channel_binding=require")).await {
+            unbound(done, version);
+        }
+    }
+}
+
+fn unbound(done: Result<()>, version: PgVersion) {
+    let e = done.expect_err("must be refused");
+    assert_eq!(e.kind(), ErrorKind::Config, "{version:?} {e:?}");
+    for part in ["source.url", "channel binding", "scram-sha-256 over TLS"] {
+        assert!(e.report().contains(part), "{part:?} is not in: {}", e.report());
+    }
+}
+
+/// Speaks TLS to whoever connects, and plain text to the server.
+async fn in_between(files: &TlsFiles, server: u16) -> u16 {
+    let chain = CertificateDer::pem_file_iter(&files.server_cert).unwrap().map(|c| c.unwrap()).collect();
+    let key = PrivateKeyDer::from_pem_file(&files.server_key).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(chain, key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut request = [0; 8];
+                client.read_exact(&mut request).await?;
+                client.write_all(b"S").await?;
+                let mut client = acceptor.accept(client).await?;
+                let mut server = TcpStream::connect(("127.0.0.1", server)).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    port
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use anabranch_core::{DeadLetter, DeadLetterStore, Error, LetterClass, LetterState, Result};
 use async_trait::async_trait;
 
-use crate::client::{Mutation, SpannerResult, SpannerValue, Transaction, Work, Write};
+use crate::client::{Mutation, Row, SpannerResult, SpannerValue, Transaction, Work, Write};
+use crate::pieces;
 use crate::sink::{Bookkeeping, Shared, int64, string};
 
 const TABLE: &str = "anabranch_dead_letter";
@@ -19,10 +20,18 @@ const COLUMNS: [(&str, &str); 5] = [
 ];
 const BOOKKEEPING: Bookkeeping<'_> = (TABLE, &COLUMNS, 2);
 
-/// Letters in one transaction: far below Spanner's limits also if they are large.
+/// Letters in one transaction, and their bytes, about: far below Spanner's 100 MiB.
 const LETTERS: usize = 500;
+const BYTES: usize = 16 << 20;
+
+/// What stands before a pipeline's name in the key of further rows of long letters. No pipeline's name begins
+/// so.
+const PIECES: &str = "anabranch:pieces:";
 
 /// Keeps dead letters in the table `anabranch_dead_letter`: state and class beside the letter as JSON.
+///
+/// A letter is often one because it is too large for a column: what is longer than a value may be is in
+/// further rows.
 #[derive(Clone)]
 pub struct SpannerDeadLetters {
     shared: Arc<Shared>,
@@ -33,14 +42,34 @@ impl SpannerDeadLetters {
         Self { shared }
     }
 
-    async fn bodies(&self, sql: &str, values: Vec<(crate::client::Kind, SpannerValue)>) -> Result<Vec<DeadLetter>> {
+    async fn rows(&self, sql: &str, values: Vec<(crate::client::Kind, SpannerValue)>) -> Result<Vec<[String; 2]>> {
         if !self.shared.has(TABLE).await? {
             return Ok(Vec::new());
         }
         let select = self.shared.dialect().await?.statement(sql, values);
         let rows = self.shared.query(select, "cannot read dead letters").await?;
-        rows.iter().map(|row| decoded(row.first().and_then(SpannerValue::as_text).unwrap_or_default())).collect()
+        let text = |row: &Row, at: usize| row.get(at).and_then(SpannerValue::as_text).unwrap_or_default().to_owned();
+        Ok(rows.iter().map(|row| [text(row, 0), text(row, 1)]).collect())
     }
+
+    /// The letter of a row; `None` if it was replaced while it was read.
+    async fn whole(&self, pipeline: &str, [id, body]: &[String; 2]) -> Result<Option<DeadLetter>> {
+        let mut further = Vec::with_capacity(pieces::further(body));
+        for at in 1..=pieces::further(body) {
+            let values = vec![string(&format!("{PIECES}{pipeline}")), string(&piece(id, at))];
+            further.extend(self.rows(ONE, values).await?.into_iter().map(|[_, body]| body));
+        }
+        let further: Vec<&str> = further.iter().map(String::as_str).collect();
+        pieces::join(body, &further)?.map(|body| decoded(&body)).transpose()
+    }
+}
+
+/// A row by its key.
+const ONE: &str = "SELECT id, body FROM anabranch_dead_letter WHERE pipeline = ? AND id = ?";
+
+/// The id of a further row of a long letter.
+fn piece(id: &str, at: usize) -> String {
+    format!("{id}/{at:05}")
 }
 
 #[async_trait]
@@ -50,11 +79,15 @@ impl DeadLetterStore for SpannerDeadLetters {
             return Ok(());
         }
         self.shared.create_missing(&[BOOKKEEPING]).await?;
-        for some in letters.chunks(LETTERS) {
-            let mutations = some.iter().map(|letter| mutation(pipeline, letter)).collect::<Result<_>>()?;
-            // A put is done again after whatever became of it: the same letters replace themselves.
-            let done = self.shared.transact(pipeline, &mut Put { mutations }).await;
-            done.map_err(|e| e.into_core("cannot store dead letters"))?;
+        let mut put = Put::default();
+        for (at, letter) in letters.iter().enumerate() {
+            put.add(pipeline, letter)?;
+            if at + 1 == letters.len() || put.letters >= LETTERS || put.bytes >= BYTES {
+                // A put is done again after whatever became of it: the same letters replace themselves.
+                let done = self.shared.transact(pipeline, &mut put).await;
+                done.map_err(|e| e.into_core("cannot store dead letters"))?;
+                put = Put::default();
+            }
         }
         Ok(())
     }
@@ -69,21 +102,35 @@ impl DeadLetterStore for SpannerDeadLetters {
         if states.is_empty() {
             return Ok(Vec::new());
         }
+        let wanted = states;
         let states: Vec<_> = states.iter().map(|s| format!("'{}'", state_name(*s))).collect();
         let mut values = vec![string(pipeline)];
         values.extend(after.map(string));
         values.push(int64(i64::try_from(limit).unwrap_or(i64::MAX)));
         let sql = format!(
-            "SELECT body FROM anabranch_dead_letter WHERE pipeline = ? {} AND state IN ({}) ORDER BY id LIMIT ?",
+            "SELECT id, body FROM anabranch_dead_letter WHERE pipeline = ? {} AND state IN ({}) ORDER BY id LIMIT ?",
             if after.is_some() { "AND id > ?" } else { "" },
             states.join(", "),
         );
-        self.bodies(&sql, values).await
+        let mut letters = Vec::new();
+        for row in self.rows(&sql, values).await? {
+            match self.whole(pipeline, &row).await? {
+                Some(letter) => letters.push(letter),
+                // As it is now.
+                None => letters.extend(self.get(pipeline, &row[0]).await?.filter(|l| wanted.contains(&l.state))),
+            }
+        }
+        Ok(letters)
     }
 
     async fn get(&self, pipeline: &str, id: &str) -> Result<Option<DeadLetter>> {
-        let sql = "SELECT body FROM anabranch_dead_letter WHERE pipeline = ? AND id = ?";
-        Ok(self.bodies(sql, vec![string(pipeline), string(id)]).await?.pop())
+        for _ in 0..pieces::TRIES {
+            let Some(row) = self.rows(ONE, vec![string(pipeline), string(id)]).await?.pop() else { return Ok(None) };
+            if let Some(letter) = self.whole(pipeline, &row).await? {
+                return Ok(Some(letter));
+            }
+        }
+        Err(Error::transient(format!("the dead letter {id} changes while it is read, again and again")))
     }
 
     async fn open_count(&self, pipeline: &str) -> Result<u64> {
@@ -98,8 +145,32 @@ impl DeadLetterStore for SpannerDeadLetters {
     }
 }
 
+#[derive(Default)]
 struct Put {
     mutations: Vec<Mutation>,
+    letters: usize,
+    bytes: usize,
+}
+
+impl Put {
+    fn add(&mut self, pipeline: &str, letter: &DeadLetter) -> Result<()> {
+        let body = serde_json::to_string(letter)
+            .map_err(|e| Error::fatal(format!("cannot encode the dead letter {}", letter.id)).because(e))?;
+        self.letters += 1;
+        self.bytes += body.len();
+        let (body, further) = pieces::split(body);
+        let own = [pipeline, &letter.id, state_name(letter.state), class_name(letter.class), &body];
+        self.mutations.push(row(own));
+        let of_pieces = format!("{PIECES}{pipeline}");
+        let further = (1..).zip(&further);
+        self.mutations.extend(further.map(|(at, body)| row([&of_pieces, &piece(&letter.id, at), "", "", body])));
+        Ok(())
+    }
+}
+
+fn row(texts: [&str; 5]) -> Mutation {
+    let values = COLUMNS.iter().zip(texts).map(|((name, _), text)| ((*name).to_owned(), text.into())).collect();
+    Mutation::InsertOrUpdate(Write { table: TABLE.to_owned(), values })
 }
 
 #[async_trait]
@@ -107,14 +178,6 @@ impl Work for Put {
     async fn run(&mut self, transaction: &dyn Transaction) -> SpannerResult<()> {
         transaction.buffer(self.mutations.clone())
     }
-}
-
-fn mutation(pipeline: &str, letter: &DeadLetter) -> Result<Mutation> {
-    let body = serde_json::to_string(letter)
-        .map_err(|e| Error::fatal(format!("cannot encode the dead letter {}", letter.id)).because(e))?;
-    let texts = [pipeline, &letter.id, state_name(letter.state), class_name(letter.class), &body];
-    let values = COLUMNS.iter().zip(texts).map(|((name, _), text)| ((*name).to_owned(), text.into())).collect();
-    Ok(Mutation::InsertOrUpdate(Write { table: TABLE.to_owned(), values }))
 }
 
 fn decoded(body: &str) -> Result<DeadLetter> {

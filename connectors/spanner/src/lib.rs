@@ -8,6 +8,7 @@ pub mod client;
 mod config;
 mod dead_letters;
 mod decode;
+mod pieces;
 mod sink;
 mod snapshot;
 mod source;

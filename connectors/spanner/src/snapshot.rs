@@ -27,6 +27,15 @@ impl Snapshotter for Spanner {
         let prepared = self.prepared()?;
         let read = prepared.client.batch_read(ReadAt::Strong).await;
         let read = read.map_err(|e| e.into_core("cannot fix a time for the snapshot"))?;
+        if read.at() < prepared.start {
+            // The stream begins at the time of a server's clock, which may be ahead: what is committed between
+            // this copy and that time would be in neither.
+            return Err(Error::transient(format!(
+                "a copy would be of {}, and the change stream is read from {} on: it is begun again",
+                read.at(),
+                prepared.start
+            )));
+        }
         let mut chunks = Vec::new();
         for table in tables {
             let statement = Statement::new(select(&prepared, table));

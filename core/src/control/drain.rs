@@ -41,6 +41,8 @@ pub(crate) struct Durable {
     pub(crate) open: BTreeMap<PartitionId, Option<Position>>,
     /// Partitions that are durable to their end.
     pub(crate) finished: Arc<HashSet<PartitionId>>,
+    /// Of those that are open: no checkpoint has them yet. A run that begins again hears of them anew.
+    pub(crate) unsaved: HashSet<PartitionId>,
     /// Tables are still being copied: no position says what the target has.
     pub(crate) copying: bool,
     pub(crate) dead_letters_open: u64,
@@ -51,6 +53,7 @@ impl Durable {
     pub(crate) fn add(&mut self, part: Self) {
         self.open.extend(part.open);
         Arc::make_mut(&mut self.finished).extend(part.finished.iter().cloned());
+        self.unsaved.extend(part.unsaved);
         self.copying |= part.copying;
         self.dead_letters_open += part.dead_letters_open;
     }
@@ -63,7 +66,7 @@ pub(crate) struct Drain {
     /// Ranks of all partitions are by commit time: of a partition that is finished, what followed it
     /// must have passed the mark too, for the mark may have been meant for that.
     by_time: bool,
-    /// Partitions of the marker that were seen to be there.
+    /// Partitions of the marker that were seen to be there, in a checkpoint too.
     seen: BTreeSet<PartitionId>,
     /// Partitions of the marker that are passed.
     passed: BTreeSet<PartitionId>,
@@ -91,7 +94,7 @@ impl Drain {
                     }
                     None => false,
                 };
-                if now.open.contains_key(id) {
+                if now.open.contains_key(id) && !now.unsaved.contains(id) {
                     self.seen.insert(id.clone());
                 }
                 if passed {
@@ -163,6 +166,16 @@ mod tests {
         assert!(!drain.see(durable(&[("b", Some(1))], &[])), "a was finished before, b is read");
         assert!(!drain.see(durable(&[], &[])), "the store has lost everything");
         assert!(drain.see(durable(&[("c", Some(1))], &[])), "b was finished and forgotten");
+    }
+
+    #[test]
+    fn a_partition_that_no_checkpoint_had_is_not_finished_when_it_is_gone() {
+        let mut drain = Drain::new(BTreeMap::from([(id("child"), at(5))]), SourceOrder::Key);
+        let heard = durable(&[("root", Some(9)), ("child", None)], &[]);
+        assert!(!drain.see(Durable { unsaved: HashSet::from([id("child")]), ..heard.clone() }));
+        assert!(!drain.see(durable(&[("root", Some(9))], &[])), "the run began again and has not heard of it yet");
+        assert!(!drain.see(heard), "now it is in a checkpoint");
+        assert!(drain.see(durable(&[("grandchild", None)], &[])), "it was finished and forgotten");
     }
 
     #[test]

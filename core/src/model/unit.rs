@@ -237,8 +237,10 @@ impl Unit {
         unit.slices.push(slice_of_run);
         if let Some(end) = ended {
             unit.transactions = 1;
-            unit.progress =
-                vec![Progress { partition: slice.batch.partition().clone(), position: end.clone(), safe_time: None }];
+            // A transaction that is spread over partitions ends in each of them.
+            let partition = slice.batch.partition();
+            unit.progress.retain(|p| p.partition != *partition);
+            unit.progress.push(Progress { partition: partition.clone(), position: end.clone(), safe_time: None });
         }
     }
 }

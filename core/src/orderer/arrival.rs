@@ -37,6 +37,12 @@ impl Orderer for Arrival {
 
     fn closed(&mut self, _partition: &PartitionId) {}
 
+    fn forget(&mut self, partition: &PartitionId) {
+        if let Some(track) = self.ledger.forget(partition) {
+            self.lanes.forget(track);
+        }
+    }
+
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()> {
         let track = self.ledger.admit(batch)?;
         let notes = BatchNotes::take(&mut self.ledger, track, id, batch);

@@ -167,6 +167,13 @@ impl Orderer for ByKey {
 
     fn closed(&mut self, _partition: &PartitionId) {}
 
+    fn forget(&mut self, partition: &PartitionId) {
+        if let Some(track) = self.ledger.forget(partition) {
+            self.lanes.forget(track);
+            self.tails.remove(&track);
+        }
+    }
+
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()> {
         let track = self.ledger.admit(batch)?;
         let notes = BatchNotes::take(&mut self.ledger, track, id, batch);

@@ -56,6 +56,16 @@ impl ByShard {
         Self::of_mode(shards, limits, Mode::Merged(Merge::new(false)))
     }
 
+    /// For partitions that share no transactions and whose commit times may go back: each keeps its own order,
+    /// and what comes later is taken to be committed no earlier.
+    #[must_use]
+    pub fn times_may_go_back(mut self) -> Self {
+        if let Mode::Merged(merge) = &mut self.mode {
+            merge.times_may_go_back();
+        }
+        self
+    }
+
     fn of_mode(shards: ShardLanes, limits: UnitLimits, mode: Mode) -> Self {
         Self {
             ledger: Ledger::default(),
@@ -124,6 +134,16 @@ impl Orderer for ByShard {
     fn closed(&mut self, partition: &PartitionId) {
         if let Mode::Merged(merge) = &mut self.mode {
             merge.closed(partition);
+        }
+    }
+
+    fn forget(&mut self, partition: &PartitionId) {
+        if let Mode::Merged(merge) = &mut self.mode {
+            merge.forget(partition);
+        }
+        if let Some(track) = self.ledger.forget(partition) {
+            self.lanes.forget(track);
+            self.tails.remove(&track);
         }
     }
 

@@ -62,6 +62,16 @@ impl ByTransaction {
         Self::of_mode(limits, Mode::Merged(Spread { merge: Merge::new(true), open: HashMap::new() }))
     }
 
+    /// For partitions that share no transactions and whose commit times may go back: each keeps its own order,
+    /// and what comes later is taken to be committed no earlier.
+    #[must_use]
+    pub fn times_may_go_back(mut self) -> Self {
+        if let Mode::Merged(spread) = &mut self.mode {
+            spread.merge.times_may_go_back();
+        }
+        self
+    }
+
     fn of_mode(limits: UnitLimits, mode: Mode) -> Self {
         Self { ledger: Ledger::default(), transactions: Transactions::new(limits), mode }
     }
@@ -82,6 +92,14 @@ impl Orderer for ByTransaction {
     fn closed(&mut self, partition: &PartitionId) {
         if let Mode::Merged(spread) = &mut self.mode {
             spread.merge.closed(partition);
+        }
+    }
+
+    fn forget(&mut self, partition: &PartitionId) {
+        let track = self.ledger.forget(partition);
+        if let Mode::Merged(spread) = &mut self.mode {
+            spread.merge.forget(partition);
+            track.and_then(|track| spread.open.remove(&track));
         }
     }
 

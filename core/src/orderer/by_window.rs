@@ -54,6 +54,14 @@ impl ByWindow {
         }
     }
 
+    /// For partitions that share no transactions and whose commit times may go back: each keeps its own order,
+    /// and what comes later is taken to be committed no earlier.
+    #[must_use]
+    pub fn times_may_go_back(mut self) -> Self {
+        self.merge.times_may_go_back();
+        self
+    }
+
     /// Each shard has a lane of its own, in place of those of [`ByWindow::new`].
     #[must_use]
     pub fn sharded(mut self, shards: ShardLanes, limits: UnitLimits) -> Self {
@@ -138,6 +146,14 @@ impl Orderer for ByWindow {
 
     fn closed(&mut self, partition: &PartitionId) {
         self.merge.closed(partition);
+    }
+
+    fn forget(&mut self, partition: &PartitionId) {
+        self.merge.forget(partition);
+        if let Some(track) = self.ledger.forget(partition) {
+            self.lanes.forget(track);
+            self.tails.remove(&track);
+        }
     }
 
     fn push(&mut self, id: BatchId, batch: &ChangeBatch) -> Result<()> {

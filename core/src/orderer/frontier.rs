@@ -67,6 +67,14 @@ impl Frontier {
         }
     }
 
+    /// A partition that closed long ago: no child waits for it.
+    pub(super) fn forget(&mut self, partition: &PartitionId) {
+        if self.partitions.get(partition).is_some_and(|p| p.closed) {
+            self.partitions.remove(partition);
+            self.partitions.values_mut().for_each(|p| p.parents.retain(|parent| parent != partition));
+        }
+    }
+
     /// A change committed at `time` was given.
     ///
     /// # Errors
@@ -82,6 +90,12 @@ impl Frontier {
         heard.latest = time;
         heard.prove(time.minus_micros(1), &self.found);
         Ok(())
+    }
+
+    /// The first time that a change of the partition may have.
+    pub(super) fn after(&self, partition: &PartitionId) -> Option<Timestamp> {
+        let heard = self.partitions.get(partition).filter(|p| p.proven != NOTHING)?;
+        Some(Timestamp::from_micros(heard.proven.as_micros().saturating_add(1)))
     }
 
     /// All changes committed at or before `time` were given.

@@ -319,6 +319,14 @@ impl Lanes {
         })
     }
 
+    /// What is kept of a partition goes.
+    pub(super) fn forget(&mut self, track: Track) {
+        for lane in &mut self.lanes {
+            lane.left.remove(&track);
+            lane.safe_times.remove(&track);
+        }
+    }
+
     /// A unit is durable.
     pub(super) fn complete(&mut self, ledger: &mut Ledger, unit: UnitId) {
         if let Some((lane, work)) = self.flying.remove(&unit) {

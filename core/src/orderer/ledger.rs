@@ -33,6 +33,8 @@ pub(super) struct Work {
 pub(super) struct Ledger {
     places: HashMap<PartitionId, Track>,
     tracks: Vec<Marks>,
+    /// Tracks of partitions that were forgotten, for others.
+    free: Vec<Track>,
     low: BTreeMap<PartitionId, Progress>,
     /// Tracks whose given position or safe time moved since [`Ledger::news`].
     moved: BTreeSet<Track>,
@@ -99,8 +101,7 @@ impl Ledger {
         }
         let reach = Reach { position: from.map(|p| p.position.clone()), safe_time: from.and_then(|p| p.safe_time) };
         let start = reach.position.as_ref().or(partition.start.as_ref());
-        let track = self.tracks.len();
-        self.tracks.push(Marks {
+        let marks = Marks {
             partition: partition.id.clone(),
             first: 0,
             marks: VecDeque::new(),
@@ -111,12 +112,32 @@ impl Ledger {
             last: None,
             unended: None,
             resumed: from.cloned(),
-        });
+        };
+        let track = match self.free.pop() {
+            Some(track) => {
+                self.tracks[track] = marks;
+                track
+            }
+            None => {
+                self.tracks.push(marks);
+                self.tracks.len() - 1
+            }
+        };
         if let Some(from) = from {
             self.low.insert(partition.id.clone(), from.clone());
         }
         self.places.insert(partition.id.clone(), track);
         track
+    }
+
+    /// Nothing of the partition is under way, and nothing more will come. Gives its track, which another
+    /// partition may get.
+    pub(super) fn forget(&mut self, partition: &PartitionId) -> Option<Track> {
+        let track = self.places.remove(partition)?;
+        self.low.remove(partition);
+        self.moved.remove(&track);
+        self.free.push(track);
+        Some(track)
     }
 
     /// The track of the batch's partition, after a check that it goes on where the last one ended.

@@ -1,6 +1,6 @@
 //! Sorts the transactions of several partitions by commit time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
@@ -20,6 +20,9 @@ pub(super) struct Merge<P> {
     /// The last transaction that was let go.
     released: Option<Key>,
     whole: bool,
+    /// Where commit times of a partition may go back: the last transaction of each, with the time it is
+    /// sorted by.
+    times: Option<HashMap<PartitionId, (Bytes, Timestamp)>>,
 }
 
 /// A transaction as far as it has arrived.
@@ -43,7 +46,28 @@ enum Total {
 impl<P> Merge<P> {
     /// `whole`: partitions resume between transactions, so that each arrives whole, and is checked to.
     pub(super) fn new(whole: bool) -> Self {
-        Self { frontier: Frontier::default(), pending: BTreeMap::new(), released: None, whole }
+        Self { frontier: Frontier::default(), pending: BTreeMap::new(), released: None, whole, times: None }
+    }
+
+    /// For partitions that give their changes in an order which is not quite that of commit times, and that
+    /// share no transactions: what comes later is taken to be committed no earlier.
+    pub(super) fn times_may_go_back(&mut self) {
+        self.times = Some(HashMap::new());
+    }
+
+    /// The time that the piece's transaction is sorted by.
+    fn time_of(&mut self, partition: &PartitionId, piece: &Piece, replay: bool) -> Option<Timestamp> {
+        let told = piece.transaction.commit_time;
+        let Some(times) = &mut self.times else { return told };
+        let rank = &piece.transaction.rank;
+        let last = times.get(partition);
+        if let Some((_, time)) = last.filter(|(of, _)| of == rank) {
+            return Some(*time);
+        }
+        let after = if replay { None } else { self.frontier.after(partition) };
+        let time = told.max(after).max(last.map(|(_, time)| *time)).unwrap_or(Timestamp::from_micros(0));
+        times.insert(partition.clone(), (rank.clone(), time));
+        Some(time)
     }
 
     pub(super) fn opened(&mut self, partition: &Partition, from: Option<&Progress>) {
@@ -52,6 +76,13 @@ impl<P> Merge<P> {
 
     pub(super) fn closed(&mut self, partition: &PartitionId) {
         self.frontier.closed(partition);
+        if let Some(times) = &mut self.times {
+            times.remove(partition);
+        }
+    }
+
+    pub(super) fn forget(&mut self, partition: &PartitionId) {
+        self.frontier.forget(partition);
     }
 
     /// Everything committed at or before this has arrived.
@@ -71,7 +102,7 @@ impl<P> Merge<P> {
     /// # Errors
     /// [`Fatal`](crate::ErrorKind::Fatal) without a commit time, or if it comes after a later one was let go.
     pub(super) fn push(&mut self, partition: &PartitionId, piece: &Piece, replay: bool, kept: P) -> Result<Option<P>> {
-        let Some(time) = piece.transaction.commit_time else {
+        let Some(time) = self.time_of(partition, piece, replay) else {
             if piece.changes.is_empty() {
                 return Ok(Some(kept));
             }
@@ -89,7 +120,10 @@ impl<P> Merge<P> {
                 )));
             }
         }
-        let total = piece.transaction.total.filter(|_| self.whole && !replay).map_or(Total::Unknown, Total::Told);
+        // A bare end comes alone where the changes before it were passed in an earlier run.
+        let alone = piece.changes.is_empty() && !self.pending.contains_key(&key);
+        let told = piece.transaction.total.filter(|_| self.whole && !replay && !alone);
+        let total = told.map_or(Total::Unknown, Total::Told);
         let pending = self.pending.entry(key).or_insert_with(|| Pending { pieces: Vec::new(), changes: 0, total });
         if pending.total != total {
             pending.total = Total::Unknown;

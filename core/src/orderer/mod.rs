@@ -86,6 +86,10 @@ pub trait Orderer: Debug + Send {
     /// proved as much as it had: their changes were committed after its own.
     fn closed(&mut self, partition: &PartitionId);
 
+    /// A partition that closed is finished, everything that it gave is complete, and its children are being
+    /// read: nobody names it any more. What is kept of it may go. The default keeps it.
+    fn forget(&mut self, _partition: &PartitionId) {}
+
     /// Takes a batch in.
     ///
     /// # Errors

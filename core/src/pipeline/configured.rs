@@ -56,8 +56,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// ```
 #[derive(Debug)]
 pub struct Pipeline {
-    pub(super) spec: Arc<Spec>,
-    pub(super) transforms: Transforms,
+    pub(crate) spec: Arc<Spec>,
+    pub(crate) transforms: Transforms,
     /// Where each shard has a pipeline of its own. The spec is that of the whole then.
     pub(super) each_shard: Option<Arc<ShardWriters>>,
 }

@@ -160,23 +160,35 @@ impl Order {
         pinned: HashMap<TableName, u32>,
         shards: Option<ShardLanes>,
     ) -> Box<dyn Orderer> {
+        let by_time = source == SourceOrder::CommitTimePerPartition;
+        let window = |made: orderer::ByWindow| if by_time { made } else { made.times_may_go_back() };
         if let Some(shards) = shards {
             return match (self, source) {
                 (Self::Key { .. } | Self::Arrival, _) => {
                     Box::new(orderer::ByKey::new(1, limits).pinned(pinned).sharded(shards, limits))
                 }
                 (Self::Window { length, .. }, _) => {
-                    Box::new(orderer::ByWindow::new(*length, 1, limits).sharded(shards, limits))
+                    Box::new(window(orderer::ByWindow::new(*length, 1, limits).sharded(shards, limits)))
                 }
                 (Self::Transaction, SourceOrder::Transactions) => Box::new(orderer::ByShard::single(shards, limits)),
-                (Self::Transaction, _) => Box::new(orderer::ByShard::merged(shards, limits)),
+                (Self::Transaction, SourceOrder::CommitTimePerPartition) => {
+                    Box::new(orderer::ByShard::merged(shards, limits))
+                }
+                (Self::Transaction, SourceOrder::Key) => {
+                    Box::new(orderer::ByShard::merged(shards, limits).times_may_go_back())
+                }
             };
         }
         match (self, source) {
             (Self::Transaction, SourceOrder::Transactions) => Box::new(orderer::ByTransaction::single(limits)),
-            (Self::Transaction, _) => Box::new(orderer::ByTransaction::merged(limits)),
+            (Self::Transaction, SourceOrder::CommitTimePerPartition) => {
+                Box::new(orderer::ByTransaction::merged(limits))
+            }
+            (Self::Transaction, SourceOrder::Key) => {
+                Box::new(orderer::ByTransaction::merged(limits).times_may_go_back())
+            }
             (Self::Key { lanes }, _) => Box::new(orderer::ByKey::new(*lanes, limits).pinned(pinned)),
-            (Self::Window { length, lanes }, _) => Box::new(orderer::ByWindow::new(*length, *lanes, limits)),
+            (Self::Window { length, lanes }, _) => Box::new(window(orderer::ByWindow::new(*length, *lanes, limits))),
             (Self::Arrival, _) => Box::new(orderer::Arrival::new(limits)),
         }
     }

@@ -1,6 +1,6 @@
 //! How far a pipeline is, as its stores tell it: one process or several, running or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::Spec;
@@ -213,6 +213,7 @@ impl Stored {
         Durable {
             open: self.open().map(|(id, p)| (id.clone(), p.position.clone().or_else(|| p.start.clone()))).collect(),
             finished: Arc::new(finished.collect()),
+            unsaved: HashSet::new(),
             copying: self.checkpoint.snapshot.phase != SnapshotPhase::Done,
             dead_letters_open,
         }

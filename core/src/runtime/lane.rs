@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::letters::{LaneName, Letters};
@@ -41,8 +40,6 @@ pub(crate) struct LaneTask {
     pub(crate) tally: Tally,
     /// What this lane had committed when the run began: a replay up to there is skipped.
     pub(crate) committed: HashMap<PartitionId, Progress>,
-    /// For each partition the token that resumes it at or before what this lane has stored.
-    pub(crate) tokens: HashMap<PartitionId, Bytes>,
     pub(crate) letters: Arc<Letters>,
     /// Hears of each write.
     pub(crate) pulse: Arc<Pulse>,
@@ -79,7 +76,12 @@ impl LaneTask {
                 Work::Apply(unit) => {
                     in_parts = !unit.part.ends();
                     let id = unit.id;
-                    let (durability, counters) = self.apply(unit).await?;
+                    let (durability, counters) = match self.apply(unit).await? {
+                        Some(applied) => applied,
+                        // The target has it since before; that says nothing of what was accepted since.
+                        None if accepted.is_empty() => (Durability::Durable, Counters::default()),
+                        None => (Durability::Accepted, Counters::default()),
+                    };
                     tell(&self.out, Applied::Taken(id, counters)).await?;
                     accepted.push(id);
                     if durability == Durability::Durable {
@@ -116,13 +118,14 @@ impl LaneTask {
         }
     }
 
-    async fn apply(&mut self, unit: Unit) -> Result<(Durability, Counters)> {
+    /// `None`: the target had all of it when the run began.
+    async fn apply(&mut self, unit: Unit) -> Result<Option<(Durability, Counters)>> {
         let _writing = self.pulse.writing();
-        let Some(unit) = self.skip_committed(unit) else { return Ok((Durability::Durable, Counters::default())) };
+        let Some(unit) = self.skip_committed(unit) else { return Ok(None) };
         let (mut unit, left_out) = self.letters.leave_out(unit, &self.name, self.writer.is_none()).await?;
         let Some(writer) = &mut self.writer else {
             self.letters.park(&unit, &self.name, "parked: the shard does not answer").await?;
-            return Ok((Durability::Durable, Counters::default()));
+            return Ok(Some((Durability::Durable, Counters::default())));
         };
         self.tally += left_out;
         self.untold += left_out;
@@ -131,12 +134,9 @@ impl LaneTask {
             self.untold = Tally::default();
         }
         let unit = self.letters.hold(unit, &self.name).await?;
-        let (durability, mut counters) = self.letters.apply(writer.as_mut(), &unit, &self.name, &self.tokens).await?;
+        let (durability, mut counters) = self.letters.apply(writer.as_mut(), &unit, &self.name).await?;
         counters += left_out.counters();
-        for progress in unit.progress {
-            self.tokens.insert(progress.partition, progress.position.token);
-        }
-        Ok((durability, counters))
+        Ok(Some((durability, counters)))
     }
 
     /// The unit without what this lane had committed before the run began; `None` if nothing is left.
@@ -165,4 +165,75 @@ impl LaneTask {
 
 async fn tell(out: &mpsc::Sender<Applied>, applied: Applied) -> Result<()> {
     out.send(applied).await.map_err(|_| Error::transient("the pipeline ended"))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::memory::MemorySource;
+    use crate::model::{BatchBuilder, Position, Selection, Transaction, UnitKind, UnitSlice};
+    use crate::runtime::letters::LetterPolicy;
+    use crate::sink::Written;
+
+    /// Takes everything, and loses it.
+    struct Buffer;
+
+    #[async_trait]
+    impl SinkWriter for Buffer {
+        async fn write(&mut self, _: &Unit) -> Result<Written> {
+            Ok(Written::accepted())
+        }
+
+        async fn flush(&mut self) -> Result<()> {
+            Err(Error::transient("it is gone"))
+        }
+
+        async fn close(self: Box<Self>) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    fn unit(number: u64, partition: &str) -> Unit {
+        let partition = PartitionId::new(partition);
+        let end = Position::new(Rank::of_end(&[1]), Vec::new());
+        let mut batch = BatchBuilder::new(partition.clone());
+        batch.begin(Transaction { rank: vec![1].into(), ..Transaction::default() }, 1);
+        batch.message("", b"");
+        batch.commit(end.clone());
+        let batch = Arc::new(batch.finish(end.clone(), None).unwrap());
+        let slices = vec![UnitSlice { batch, changes: Selection::Range(0..1) }];
+        let progress = vec![Progress { partition, position: end, safe_time: None }];
+        Unit { id: UnitId(number), kind: UnitKind::Stream, part: Part::Whole, slices, transactions: 1, progress }
+    }
+
+    /// A unit of one partition was accepted, one of another was committed before the run began.
+    #[tokio::test]
+    async fn what_is_skipped_makes_nothing_durable() {
+        let source = Arc::new(MemorySource::new("db"));
+        let letters = Letters::load("p".into(), source, None, LetterPolicy::default(), false, true, None);
+        let (work, inbox) = mpsc::channel(2);
+        let (out, mut told) = mpsc::channel(9);
+        let task = LaneTask {
+            name: LaneName::default(),
+            writer: Some(Box::new(Buffer)),
+            tally: Tally::default(),
+            committed: unit(0, "old").progress.into_iter().map(|p| (p.partition.clone(), p)).collect(),
+            letters: Arc::new(letters.await.unwrap()),
+            pulse: Arc::new(Pulse::new(&"p".into())),
+            index: 0,
+            untold: Tally::default(),
+            inbox,
+            out,
+        };
+        work.try_send(Work::Apply(unit(1, "new"))).unwrap();
+        work.try_send(Work::Apply(unit(2, "old"))).unwrap();
+        assert!(task.run().await.is_err());
+        let mut all = Vec::new();
+        while let Some(applied) = told.recv().await {
+            all.push(applied);
+        }
+        assert!(matches!(&all[..], [Applied::Taken(..), Applied::Taken(..)]), "{all:?}");
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::model::{Partition, PartitionId, PartitionProgress, PartitionStatus, Position, Progress, Rank, Timestamp};
@@ -27,8 +28,12 @@ pub(crate) struct Lineage {
     finished: Arc<HashSet<PartitionId>>,
     /// The oldest first.
     forgotten: VecDeque<PartitionId>,
+    /// Forgotten since [`Lineage::take_forgotten`].
+    untold: Vec<PartitionId>,
     /// Listed by the source at the start: never forgotten, or it would be read again.
     listed: HashSet<PartitionId>,
+    /// Heard of from a reader that closed, and in no checkpoint yet.
+    unsaved: HashSet<PartitionId>,
     moved: bool,
     wants_saving: bool,
 }
@@ -58,7 +63,9 @@ impl Lineage {
             reading: HashMap::new(),
             finished: Arc::new(finished),
             forgotten: VecDeque::new(),
+            untold: Vec::new(),
             listed,
+            unsaved: HashSet::new(),
             moved: false,
             wants_saving: false,
         }
@@ -122,11 +129,13 @@ impl Lineage {
         let needed: HashSet<PartitionId> = waiting.flat_map(|p| p.parents.iter().cloned()).collect();
         let before = self.partitions.len();
         let (finished, listed, forgotten) = (&self.finished, &self.listed, &mut self.forgotten);
+        let untold = &mut self.untold;
         self.partitions.retain(|id, p| {
             let done = p.status == PartitionStatus::Finished && finished.contains(id);
             let keep = !done || listed.contains(id) || needed.contains(id);
             if !keep {
                 forgotten.push_back(id.clone());
+                untold.push(id.clone());
             }
             keep
         });
@@ -138,10 +147,15 @@ impl Lineage {
         }
     }
 
-    pub(crate) fn received(&mut self, id: &PartitionId, end: &Position) {
-        if let Some(read) = self.reading.get_mut(id) {
-            read.received = Some(end.clone());
-        }
+    /// The partitions that were forgotten since the last call.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<PartitionId> {
+        std::mem::take(&mut self.untold)
+    }
+
+    /// A batch that ends here was received. Gives the token of where the one before it ended.
+    pub(crate) fn received(&mut self, id: &PartitionId, end: &Position) -> Bytes {
+        let before = self.reading.get_mut(id).and_then(|read| read.received.replace(end.clone()));
+        before.map(|at| at.token).unwrap_or_default()
     }
 
     pub(crate) fn stopped(&mut self, id: &PartitionId) {
@@ -154,6 +168,9 @@ impl Lineage {
         // What its own readers proved is true of what comes after it, too.
         let inherited = self.partitions.get(id).and_then(|p| p.safe_time);
         for child in children {
+            if !self.partitions.contains_key(&child.id) {
+                self.unsaved.insert(child.id.clone());
+            }
             // A merged child is reported by each of its parents: it is one partition. Each may know
             // parents that the others do not, and the last one where it really begins.
             let known = self
@@ -235,6 +252,7 @@ impl Lineage {
     /// A checkpoint was saved: acknowledge what it has, and count its finished partitions as such.
     pub(crate) fn saved(&mut self, saved: &Partitions) {
         for (id, p) in saved {
+            self.unsaved.remove(id);
             if let Some(position) = &p.position {
                 self.stored(id, position);
             }
@@ -248,6 +266,11 @@ impl Lineage {
     /// The partitions that are finished for good: those that the checkpoint has, and those forgotten last.
     pub(crate) fn finished(&self) -> Arc<HashSet<PartitionId>> {
         Arc::clone(&self.finished)
+    }
+
+    /// The partitions that no checkpoint has yet.
+    pub(crate) fn unsaved(&self) -> HashSet<PartitionId> {
+        self.unsaved.clone()
     }
 
     /// This progress is durable where a restart will find it: the source may forget what lies before.

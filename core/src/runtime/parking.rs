@@ -20,11 +20,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::in_order::InOrder;
-use super::letters::{LaneName, Letters, OnRejected, is_row, keys_of, unit_of};
+use super::letters::{LaneName, Letters, OnRejected, held_letter, is_no_letter, is_row, keys_of, unit_of};
 use super::tally::Tally;
 use crate::dead_letter::{DeadLetter, LetterClass, LetterState};
 use crate::error::{Error, Result};
-use crate::model::{ChangeRef, Checkpoint, Counters, LeftOut, Op, PartitionId, Progress, Unit};
+use crate::model::{ChangeRef, Checkpoint, Counters, LeftOut, Op, Part, PartitionId, Progress, Unit};
 use crate::sharded::unknown_shard;
 use crate::sink::SinkWriter;
 
@@ -77,14 +77,39 @@ impl Letters {
         } else {
             letters.iter_mut().for_each(|l| l.lane = Some(lane.of_letter()));
         }
+        let along = self.taken_along(&unit, &severe, lane)?;
+        let reason = "waits for a change of its transaction that is a dead letter";
+        letters.extend(along.iter().map(|c| held_letter(*c, lane, reason)));
         self.put(&letters).await?;
         self.hold_keys(&severe);
+        self.hold_keys(&along);
         if !severe.is_empty() {
             let reason = letters.iter().find(|l| l.class == LetterClass::Severe).map(|l| l.reason.clone());
-            tracing::warn!(pipeline = %self.pipeline, letters = severe.len(), reason, "put into the dead-letter store");
+            let letters = severe.len() + along.len();
+            tracing::warn!(pipeline = %self.pipeline, letters, reason, "put into the dead-letter store");
         }
-        let rest = unit.retain(|c| c.left_out().is_none() && (!is_row(c) || self.foreign(c, lane).is_none()));
+        let along: HashSet<_> = along.iter().map(|c| (c.partition().clone(), c.rank())).collect();
+        let goes_on = |c: ChangeRef<'_>| !is_row(c) || self.foreign(c, lane).is_none();
+        let rest = unit
+            .retain(|c| c.left_out().is_none() && goes_on(c) && !along.contains(&(c.partition().clone(), c.rank())));
         Ok((rest, tally))
+    }
+
+    /// In `transaction` order, the other rows of the transactions of these changes: they are set aside with
+    /// them, for no reader may see a part. A shard is not told from what belongs to none.
+    fn taken_along<'u>(&self, unit: &'u Unit, severe: &[ChangeRef<'_>], lane: &LaneName) -> Result<Vec<ChangeRef<'u>>> {
+        let torn: HashSet<_> = severe.iter().map(|c| c.piece().transaction.rank.clone()).collect();
+        let Some(first) = severe.first().filter(|_| self.whole_transactions && lane.shard.is_none()) else {
+            return Ok(Vec::new());
+        };
+        let of_torn = |c: &ChangeRef<'_>| c.left_out().is_none() && torn.contains(&c.piece().transaction.rank);
+        let others: Vec<_> = unit.changes().filter(of_torn).collect();
+        if unit.part != Part::Whole || others.iter().any(|c| is_no_letter(*c)) {
+            let problem = "its transaction is larger than the byte budget, or has a truncate or a change of a schema: it \
+                           cannot be set aside";
+            return Err(self.stopped_at(*first, severe.len(), Error::rejected(problem)));
+        }
+        Ok(others.into_iter().filter(|c| is_row(*c)).collect())
     }
 
     /// Why this change is not of the lane's shard, if it is not.

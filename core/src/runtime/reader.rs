@@ -97,11 +97,11 @@ impl ReaderTask {
                         waiting = Some(self.transforms.apply(batch)?);
                     },
                     Next::Closed { children } => {
-                        tell(&self.out, Reading::Closed(self.partition.clone(), children)).await?;
+                        tell(&self.out, Reading::Closed(self.partition.clone(), children), &self.stop).await?;
                         break;
                     }
                     Next::Stopped => {
-                        tell(&self.out, Reading::Stopped(self.partition.clone())).await?;
+                        tell(&self.out, Reading::Stopped(self.partition.clone()), &self.stop).await?;
                         break;
                     }
                 },
@@ -132,8 +132,16 @@ impl ReaderTask {
     }
 }
 
-async fn tell(out: &mpsc::Sender<Reading>, reading: Reading) -> Result<()> {
-    out.send(reading).await.map_err(|_| Error::transient("the pipeline ended"))
+/// Tells how the reading ended, unless the pipeline stops: then nobody listens any more, and the next run
+/// hears it.
+async fn tell(out: &mpsc::Sender<Reading>, reading: Reading, stop: &CancellationToken) -> Result<()> {
+    tokio::select! {
+        biased;
+        // 1. Stopping.
+        () = stop.cancelled() => Ok(()),
+        // 2. There is room.
+        sent = out.send(reading) => sent.map_err(|_| Error::transient("the pipeline ended")),
+    }
 }
 
 /// Waits until the budget and the channel have room. Cancel safe: both are given back.

@@ -55,13 +55,23 @@ impl Session {
         };
         // Before anything is written: a claim stores the new number of lanes.
         check_lanes(lanes, &before, &keeper.checkpoint)?;
+        let was = before.iter().map(|l| l.lanes).find(|&n| n > 0).filter(|&n| n != lanes);
         if keeper.checkpoint.identity.0.is_empty()
             && let Some(lane) = before.iter().find(|l| !l.identity.0.is_empty())
         {
             // The checkpoint was lost but the target knows: its progress is bound to this source.
             keeper.checkpoint.identity = lane.identity.clone();
         }
-        let stored = take_over_target(spec, &keeper, &mut reach).await?;
+        of_this_source(spec, &before, &keeper.checkpoint).await?;
+        if let Some(was) = was {
+            // Who wrote with that number may have gone on until now, when nobody can any more.
+            let fenced = take_over_target(spec, &keeper, &mut reach, was).await?;
+            check_lanes(lanes, &fenced, &keeper.checkpoint)?;
+            // Lanes that are new have no progress: from the claim on the checkpoint alone tells where they begin.
+            merge_progress(&mut keeper.checkpoint, &fenced, was);
+            keeper.save().await?;
+        }
+        let stored = take_over_target(spec, &keeper, &mut reach, lanes).await?;
         merge_progress(&mut keeper.checkpoint, &stored, lanes);
 
         let fresh = keeper.checkpoint.identity.0.is_empty();
@@ -70,7 +80,7 @@ impl Session {
         keeper.checkpoint.identity = identity;
         keeper.checkpoint.order = spec.order.name().to_owned();
         if changed {
-            take_over_target(spec, &keeper, &mut reach).await?;
+            take_over_target(spec, &keeper, &mut reach, lanes).await?;
         }
 
         let letters = Letters::load(
@@ -116,7 +126,9 @@ impl Session {
         session.letters.finish_interrupted_retries(&stored).await?;
         session.settle_parked(shared).await?;
         if session.letters.open() > 0 {
-            session.letters.close_replayed(|letter| session.stands(letter)).await?;
+            let own = session.own_partitions().await?;
+            let is_own = |letter: &DeadLetter| own.as_ref().is_none_or(|own| own.contains(&letter.partition));
+            session.letters.close_replayed(|letter| !is_own(letter) || session.stands(letter)).await?;
             session.letters.reload().await?;
         }
         Ok(session)
@@ -130,6 +142,16 @@ impl Session {
         });
         sum.snapshot_rows = self.snapshot_rows;
         sum
+    }
+
+    /// The partitions of which this run can tell what was passed; `None`: all. Of several processes that
+    /// share the source's partitions each knows its own alone.
+    async fn own_partitions(&self) -> Result<Option<HashSet<PartitionId>>> {
+        Ok(match self.spec.role {
+            Role::Whole => None,
+            Role::Setup => Some(HashSet::new()),
+            Role::Partition => Some(self.spec.source.partitions().await?.into_iter().map(|p| p.id).collect()),
+        })
     }
 
     /// Whether the lane that put this letter has passed its change: the source does not give it again.
@@ -170,10 +192,15 @@ impl Session {
 pub(crate) const RETRIED_OR_TALLY: [&str; 2] = [RETRIED, TALLY];
 
 /// Raises the epoch in the target and reads what the lanes have committed.
-async fn take_over_target(spec: &Spec, keeper: &Keeper, reach: &mut Reach<'_>) -> Result<Vec<LaneProgress>> {
+async fn take_over_target(
+    spec: &Spec,
+    keeper: &Keeper,
+    reach: &mut Reach<'_>,
+    lanes: u32,
+) -> Result<Vec<LaneProgress>> {
     let (pipeline, checkpoint) = (Arc::clone(&spec.name), &keeper.checkpoint);
     let identity = checkpoint.identity.clone();
-    let claim = Claim { pipeline, epoch: checkpoint.epoch, lanes: spec.lanes(), identity };
+    let claim = Claim { pipeline, epoch: checkpoint.epoch, lanes, identity };
     match (spec.sink.sharded(), spec.sink.progress()) {
         (Some(sharded), _) => {
             let taken = sharded.take_over_each(&claim).await;
@@ -215,6 +242,16 @@ fn lane_counters(spec: &Spec, stored: &[LaneProgress], tallies: &[Tally], checkp
         }
     }
     all
+}
+
+/// The progress that the target has under this name is of the source that the checkpoint knows, or its ranks
+/// would pass for what this source never gave. The source tells: what is known of it may have changed.
+async fn of_this_source(spec: &Spec, stored: &[LaneProgress], checkpoint: &Checkpoint) -> Result<()> {
+    let other = |l: &&LaneProgress| !l.identity.0.is_empty() && l.identity != checkpoint.identity;
+    let Some(lane) = stored.iter().find(other) else { return Ok(()) };
+    let as_stored = Checkpoint { identity: lane.identity.clone(), ..checkpoint.clone() };
+    let checked = spec.source.check(Some(&as_stored)).await;
+    checked.map(drop).map_err(|e| e.context("the target has progress of another source under this pipeline's name"))
 }
 
 /// Letters that were parked name lanes as they were then.

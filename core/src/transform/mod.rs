@@ -21,8 +21,8 @@ pub use mask::{Mask, MaskRule};
 pub use pattern::TablePattern;
 pub use project::Project;
 pub use rename::Rename;
-pub(crate) use rewrite::after;
 pub use rewrite::{Rewriter, rewrite};
+pub(crate) use rewrite::{after, part};
 pub use shard::Shard;
 
 use crate::error::Result;

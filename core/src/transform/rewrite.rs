@@ -1,10 +1,11 @@
 //! Builds a batch again, change by change, without touching its place in the stream.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::dead_letter::LetterClass;
 use crate::error::Result;
-use crate::model::{BatchBuilder, ChangeBatch, ChangeRef, LeftOut, OldImage, Op, Rank, TableSchema, ValueRef};
+use crate::model::{BatchBuilder, ChangeBatch, ChangeRef, LeftOut, OldImage, Op, Piece, Rank, TableSchema, ValueRef};
 
 /// The batch in which each change is what `each` writes for it: at most one change, none to leave it out.
 ///
@@ -33,9 +34,14 @@ pub fn rewrite(
     let mut out = Rewriter { batch: BatchBuilder::new(batch.partition().clone()), sequence: 0 };
     for piece in batch.pieces() {
         out.batch.begin_like(piece);
+        let before = out.batch.len();
         for (index, sequence) in piece.changes.clone().zip(piece.first_sequence..) {
             out.sequence = sequence;
             each(batch.change(index as usize), &mut out)?;
+        }
+        if out.batch.len() - before < piece.changes.len() {
+            // What its source told of it is not what arrives.
+            out.batch.forget_total();
         }
         if let Some(end) = &piece.end {
             out.batch.commit(end.clone());
@@ -45,6 +51,38 @@ pub fn rewrite(
         out.batch.lag_bytes(bytes);
     }
     out.batch.finish(batch.end().clone(), batch.safe_time())
+}
+
+/// The changes in `range`, as a batch of their own: transactions, their ends and ranks stay what they are.
+pub(crate) fn part(batch: &ChangeBatch, range: Range<u32>) -> Result<ChangeBatch> {
+    let mut out = Rewriter { batch: BatchBuilder::new(batch.partition().clone()), sequence: 0 };
+    for piece in batch.pieces() {
+        let Range { start, end } = piece.changes;
+        let of_piece = start.max(range.start)..end.min(range.end);
+        // One without changes tells where its transaction ended: for what resumes a reader behind it.
+        let bare = start == end && range.start < start && start < range.end;
+        if of_piece.is_empty() && !bare {
+            continue;
+        }
+        let left = of_piece.start - start;
+        out.batch.begin_like(&Piece {
+            transaction: piece.transaction.clone(),
+            changes: 0..0,
+            first_sequence: piece.first_sequence + u64::from(left),
+            first: piece.first && left == 0,
+            end: None,
+        });
+        let sequences = piece.first_sequence + u64::from(left)..;
+        for (index, sequence) in of_piece.clone().zip(sequences) {
+            out.sequence = sequence;
+            out.keep(batch.change(index as usize));
+        }
+        if let Some(at) = piece.end.as_ref().filter(|_| of_piece.end == end) {
+            out.batch.commit(at.clone());
+        }
+    }
+    let made = out.batch.finish(batch.end().clone(), batch.safe_time())?;
+    Ok(made.shrunk().resumed_from(batch.token_before(range.start).clone()))
 }
 
 /// What lies after `rank`: the rest of a batch of which a reader gives the beginning again.
@@ -177,6 +215,8 @@ impl Rewriter {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::transform::testing::{batch, orders};
 
@@ -208,6 +248,27 @@ mod tests {
                 assert!(pair[0].end.is_none() && !pair[1].changes.is_empty(), "{mask:b}");
             }
             assert_eq!((out.end(), out.safe_time(), out.lag_bytes()), (whole.end(), whole.safe_time(), Some(7)));
+        }
+    }
+
+    #[test]
+    fn parts_of_a_batch_are_the_batch() {
+        let schema = Arc::new(orders());
+        let whole = batch(&schema, 3, 4).resumed_from(Bytes::from_static(b"before"));
+        let told = |change: ChangeRef<'_>| {
+            let row: Vec<_> = change.new_row().into_iter().flat_map(|r| r.values().map(|v| v.to_owned())).collect();
+            let piece = change.piece();
+            let end = piece.end.clone().filter(|_| change.index() + 1 == piece.changes.end);
+            let token = change.batch().token_before(change.index()).clone();
+            (change.rank(), change.op(), row, end, token, piece.first && change.index() == piece.changes.start)
+        };
+        let all: Vec<_> = whole.changes().map(told).collect();
+        for start in 0..12 {
+            for end in start + 1..=12 {
+                let part = part(&whole, start..end).unwrap();
+                let range = start as usize..end as usize;
+                assert_eq!(part.changes().map(told).collect::<Vec<_>>(), all[range], "{start}..{end}");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_core::orderer::{ByKey, ByTransaction, ByWindow, UnitLimits};
+use anabranch_core::orderer::{Arrival, ByKey, ByTransaction, ByWindow, UnitLimits};
 use anabranch_core::{
     BatchBuilder, BatchId, ChangeBatch, Column, DataType, Error, ErrorKind, Op, OrderedUnit, Orderer, Part, Partition,
     PartitionId, Position, Progress, Rank, TableName, TableSchema, Timestamp, Transaction, ValueRef,
@@ -226,4 +226,37 @@ fn a_table_that_loses_its_key_waits_for_all_lanes() {
     let after = ready(&mut o);
     assert_eq!((after.len(), after[0].slices[0].changes.len()), (1, 12));
     assert_eq!(after[0].progress[0].position.token, "1");
+}
+
+/// Partitions split and end for years: what is kept is that of those which are read.
+#[test]
+fn partitions_that_ended_are_forgotten() {
+    let orderers: [Box<dyn Orderer>; 4] = [
+        Box::new(ByTransaction::merged(LIMITS)),
+        Box::new(ByKey::new(2, LIMITS)),
+        Box::new(ByWindow::new(std::time::Duration::from_micros(1), 2, LIMITS)),
+        Box::new(Arrival::new(LIMITS)),
+    ];
+    for mut o in orderers {
+        o.opened(&partition("p0", &[]), None);
+        for n in 1..500_u64 {
+            let (this, next) = (format!("p{}", n - 1), format!("p{n}"));
+            o.push(BatchId(n), &batch(&this, &[Tx(n, n as i64, 3)], Some(n as i64), None)).expect("in order");
+            o.opened(&partition(&next, &[&this]), None);
+            o.closed(&PartitionId::new(&*this));
+            let mut rows = 0;
+            while let Some(unit) = o.next_ready().expect("a valid history") {
+                rows += unit.slices.iter().map(|s| s.changes.len()).sum::<usize>();
+                for progress in &unit.progress {
+                    assert_eq!(progress.partition.as_str(), this, "of a partition that was forgotten");
+                }
+                o.complete(unit.id);
+            }
+            assert_eq!(rows, 3, "{n} {o:?}");
+            assert_eq!(o.low_watermark()[&*this].position.rank, Rank::of_end(&n.to_be_bytes()));
+            o.forget(&PartitionId::new(&*this));
+            assert!(o.low_watermark().is_empty());
+        }
+        assert!(format!("{o:?}").len() < 4000, "{o:?}");
+    }
 }

@@ -35,6 +35,8 @@ pub struct State {
     pub empty_pages: usize,
     /// So many of the next `DescribeStream` do not show shards that have a parent which is closed.
     pub hide_children: usize,
+    /// So many of the next `DescribeStream` show only the first child of a shard that was split.
+    pub hide_second_child: usize,
     /// Whether `ShardFilter` is known. Old servers ignore it.
     pub knows_filter: bool,
     /// The shards that an iterator was asked for.
@@ -121,6 +123,7 @@ impl Default for State {
             batch_takes: usize::MAX,
             empty_pages: 0,
             hide_children: 0,
+            hide_second_child: 0,
             knows_filter: true,
             asked: BTreeSet::new(),
             scan_units: 0.5,

@@ -22,7 +22,12 @@ impl State {
         let arn = self.arn(input)?;
         let hide = self.hide_children > 0;
         self.hide_children = self.hide_children.saturating_sub(1);
+        let hide_second = self.hide_second_child > 0;
+        self.hide_second_child = self.hide_second_child.saturating_sub(1);
         let stream = &self.streams[&arn];
+        let elder = |id: &String, parent: &String| {
+            stream.shards.range(..id.clone()).any(|(_, other)| other.parent.as_ref() == Some(parent))
+        };
         let after = input["ExclusiveStartShardId"].as_str().unwrap_or_default();
         let parent = input["ShardFilter"]["ShardId"].as_str().filter(|_| self.knows_filter);
         let is_closed = |id: &String| stream.shards.get(id).is_none_or(|s| s.ended.is_some());
@@ -30,6 +35,7 @@ impl State {
             id.as_str() > after
                 && parent.is_none_or(|p| shard.parent.as_deref() == Some(p))
                 && !(hide && shard.parent.as_ref().is_some_and(is_closed))
+                && !(hide_second && shard.parent.as_ref().is_some_and(|p| elder(id, p)))
         });
         let mut shards: Vec<(&String, &Shard)> = shown.collect();
         let more = shards.len() > self.shards_a_page;

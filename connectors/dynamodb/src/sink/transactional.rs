@@ -177,8 +177,21 @@ impl<'a> Transactional<'a> {
             return Ok(());
         }
         let owned = self.owned;
+        let mut positions: Vec<&Progress> = open.progress.values().collect();
+        // Of items that were applied one by one: their progress needs not be stored at once.
+        while open.writes.is_empty() && positions.len() >= ACTIONS {
+            let mut actions = vec![owned.row.check()?];
+            for progress in positions.drain(..ACTIONS - 1) {
+                actions.push(owned.row.position(owned.lane.index, progress)?);
+            }
+            match transact_by(&owned.shared, &owned.shared.store.limiter, "the bookkeeping", actions).await {
+                Ok(()) => {}
+                Err(Stop::Cancelled(_)) => return Err(owned.row.fenced(&owned.shared).await),
+                Err(stop) => return Err(stop.into_error()),
+            }
+        }
         let mut actions = vec![owned.row.count(open.changes, open.transactions)?];
-        for progress in open.progress.values() {
+        for progress in positions {
             actions.push(owned.row.position(owned.lane.index, progress)?);
         }
         let first = actions.len();
@@ -205,6 +218,12 @@ impl<'a> Transactional<'a> {
         self.done.extend(open.progress);
         Ok(())
     }
+}
+
+/// Whether these steps, with so many positions, are more than a transaction takes.
+pub(crate) fn too_many_actions(steps: &[Step], positions: usize) -> bool {
+    let writes = |s: &Step| if let Step::Writes(writes) = s { writes.len() } else { 2 };
+    1 + positions + steps.iter().map(writes).sum::<usize>() > ACTIONS
 }
 
 /// Rows of a copy: in transactions of their own, fenced, without progress.

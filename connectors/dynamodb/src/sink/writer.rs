@@ -1,11 +1,11 @@
 //! The writer of one lane.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anabranch_core::{
-    Error, Lane, LanePurpose, Part, PartitionId, Progress, Result, SinkWriter, TableSchema, Unit, Written,
+    ChangeRef, Error, Lane, LanePurpose, Part, PartitionId, Progress, Result, SinkWriter, TableSchema, Unit, Written,
 };
 use async_trait::async_trait;
 use tokio::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use super::fold::{self, Plans, Step};
 use super::guarded::Guarded;
 use super::item::Plan;
 use super::progress::{self, LaneRow, transact};
-use super::transactional::{Folded, Transactional, copy, not_done, progress_after};
+use super::transactional::{Folded, Transactional, copy, not_done, progress_after, too_many_actions};
 use super::version::Stamps;
 use super::{Mode, Oversized, Shared};
 use crate::calls::Stop;
@@ -257,8 +257,14 @@ impl Writer {
             Part::Whole => unit.split_by_transaction(),
             _ => vec![joined(&std::mem::take(&mut self.staged), unit)],
         };
-        let folded = self.fold_transactions(units, unit).await?;
+        let (folded, spare) = self.fold_transactions(units, unit).await?;
         Transactional::new(&self.owned, &mut self.done).apply(folded).await?;
+        if !spare.is_empty() {
+            // No row goes with these: every transaction of the unit has stored its own.
+            self.pending.progress.extend(spare.into_iter().map(|p| (p.partition.clone(), p)));
+            self.pending.since.get_or_insert_with(Instant::now);
+            self.store().await?;
+        }
         Ok(Written::durable())
     }
 
@@ -282,9 +288,11 @@ impl Writer {
         Ok(Written::accepted())
     }
 
-    /// Each source transaction by itself, without what is applied already.
-    async fn fold_transactions(&mut self, units: Vec<Unit>, whole: &Unit) -> Result<Vec<Folded>> {
+    /// Each source transaction by itself, without what is applied already; and the progress in partitions
+    /// that the last one has no change of, where there is too much of it to go with that.
+    async fn fold_transactions(&mut self, units: Vec<Unit>, whole: &Unit) -> Result<(Vec<Folded>, Vec<Progress>)> {
         let mut all = Vec::with_capacity(units.len());
+        let mut spare = Vec::new();
         let last = units.len().saturating_sub(1);
         for (at, unit) in units.into_iter().enumerate() {
             let fresh = not_done(&unit, &self.done);
@@ -300,13 +308,17 @@ impl Writer {
             }
             let known = |p: &Progress| self.done.get(&p.partition).is_some_and(|d| d.position.rank > p.position.rank);
             progress.retain(|p| at == last || !known(p));
+            if at == last && too_many_actions(&steps, progress.len()) {
+                let of_changes: HashSet<&PartitionId> = unit.changes().map(ChangeRef::partition).collect();
+                (progress, spare) = progress.into_iter().partition(|p| of_changes.contains(&p.partition));
+            }
             let changes = fresh.row_changes();
             // One that was applied before a later one was refused is given again.
             let again = changes == 0 && unit.row_changes() > 0;
             let transactions = if again { 0 } else { unit.transactions };
             all.push(Folded { steps, progress, transactions, changes });
         }
-        Ok(all)
+        Ok((all, spare))
     }
 }
 

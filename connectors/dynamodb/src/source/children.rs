@@ -94,7 +94,9 @@ impl Children {
             return self.none(table, &listed);
         }
         let agreed = self.seen.replace(children.clone()) == Some(children);
-        if self.fresh && !agreed {
+        // One that is open may be of a split a moment ago, whoever saw it: after a restart too.
+        let is_open = |s: &Shard| s.sequence_number_range().is_none_or(|r| r.ending_sequence_number().is_none());
+        if (self.fresh || listed.children_of(&self.shard).any(is_open)) && !agreed {
             self.again(AGREE_AFTER);
             return Ok(Found::NotYet);
         }

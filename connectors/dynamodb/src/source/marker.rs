@@ -20,6 +20,7 @@ use super::shards::{Listed, Listing};
 use super::{Connected, DynamoDb, position, shard_partition};
 use crate::bookkeeping::MARKER;
 use crate::error::{classify, code, is_throttle};
+use crate::limiter::backoff;
 use crate::types;
 
 /// A table that does not show what was written in this time has another problem.
@@ -195,13 +196,18 @@ impl<'a> Marking<'a> {
         Ok(())
     }
 
+    /// Deletes what was written. A table that is throttled is waited for: what stays is a row of the users'.
     async fn remove(&mut self) -> Result<()> {
-        for key in std::mem::take(&mut self.written) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut throttled = 0;
+        while let Some(key) = self.written.last() {
             let call = self.connected.clients().await?.tables.delete_item().table_name(&self.table.name);
-            match call.set_key(Some(key)).send().await {
-                Ok(_) => {}
-                Err(e) if code(&e).is_some_and(is_throttle) => {
-                    tracing::warn!(table = self.table.name, "a marker could not be deleted for now");
+            match call.set_key(Some(key.clone())).send().await {
+                Ok(_) => throttled = 0,
+                Err(e) if code(&e).is_some_and(is_throttle) && Instant::now() < deadline => {
+                    throttled += 1;
+                    sleep(backoff(throttled)).await;
+                    continue;
                 }
                 Err(e) => {
                     return Err(classify(
@@ -211,6 +217,7 @@ impl<'a> Marking<'a> {
                     ));
                 }
             }
+            self.written.pop();
         }
         Ok(())
     }

@@ -284,3 +284,26 @@ async fn a_letter_that_is_tried_again_is_as_new_as_it_was() {
     let _ = writer.write(&letter).await.unwrap();
     assert_eq!(live(&items(&client(&server).await, "letters_again").await)["1"].0, "7");
 }
+
+/// The table of versions is made by whichever lane comes first; the others find it on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn lanes_that_begin_together_make_one_table_of_versions() {
+    let Some(server) = anabranch_servers::dynamodb() else { return };
+    let schema = counters("together");
+    let sink = DynamoDbSink::new(access(&server)).versions(Versions::Table);
+    create(&sink, &schema).await;
+    sink.take_over(&anabranch_core::Claim { lanes: 8, ..claim("together", 1) }).await.unwrap();
+    let mut lanes = Vec::new();
+    for index in 0..8 {
+        let lane = anabranch_core::Lane { index, count: 8, ..lane("together", 1, LanePurpose::Stream) };
+        lanes.push(sink.open(lane).await.unwrap());
+    }
+    let writes = (0..).zip(&mut lanes).map(|(at, lane)| {
+        let unit = unit(1, &schema, &[Do::Insert(vec![Value::Int(at), Value::Int(1), Value::from("x")])]);
+        async move { lane.write(&unit).await.map(drop) }
+    });
+    for written in futures_util::future::join_all(writes).await {
+        written.unwrap_or_else(|e| panic!("{}", e.report()));
+    }
+    assert_eq!(items(&client(&server).await, "together").await.len(), 8);
+}

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpoint, Checkpointer, Column, DataType, DeadLetter, DeadLetterStore, ErrorKind, Fidelity, LetterClass,
-    LetterState, Op, PartitionId, PartitionProgress, ProgressStore, Saved, TableName, TableSchema, TargetSchema, Value,
+    BatchBuilder, Checkpoint, Checkpointer, Column, DataType, DeadLetter, DeadLetterStore, ErrorKind, Fidelity,
+    LetterClass, LetterState, Op, Part, PartitionId, PartitionProgress, Progress, ProgressStore, Saved, Selection,
+    TableName, TableSchema, TargetSchema, Transaction, Unit, UnitId, UnitKind, UnitSlice, Value,
 };
 use anabranch_dynamodb::types::{self, Item};
 use anabranch_dynamodb::{Access, DynamoDbSink, DynamoDbSinkConfig, Mode, Nulls, Oversized, Stripped};
@@ -53,6 +54,52 @@ async fn what_does_not_fit_is_rejected_and_named() {
             writer.write(&unit(99, &schema, &[Do::Insert(row("good", "1.50", "", "{\"a\":[1.0]}"))])).await.unwrap();
         let found = items(&client(&server).await, &name).await;
         assert_eq!((&found[0]["amount"], &found[0]["body"]), (&n("1.5"), &s("")));
+    }
+}
+
+/// A row of each of so many partitions: each a transaction of its own, or all of them one.
+fn of_partitions(count: u64, schema: &Arc<TableSchema>, one: bool) -> Unit {
+    let (mut slices, mut progress) = (Vec::new(), Vec::new());
+    for n in 1..=count {
+        let partition = PartitionId::new(format!("shard {n}"));
+        let mut batch = BatchBuilder::new(partition.clone());
+        let number = if one { count } else { n };
+        let rank = number.to_be_bytes().to_vec().into();
+        batch.begin(Transaction { rank, ..Transaction::default() }, n);
+        let at = batch.schema(schema);
+        batch.change(Op::Insert, at);
+        batch.new_row();
+        row(&format!("{n}"), "1", "", "1").iter().for_each(|v| batch.push(v.as_ref()));
+        batch.commit(position(number));
+        let batch = Arc::new(batch.finish(position(number), None).unwrap());
+        slices.push(UnitSlice { changes: Selection::Range(0..1), batch });
+        progress.push(Progress { partition, position: position(number), safe_time: None });
+    }
+    let transactions = if one { 1 } else { count };
+    Unit { id: UnitId(1), kind: UnitKind::Stream, part: Part::Whole, slices, transactions, progress }
+}
+
+/// A transaction takes 100 actions, and a unit of a source of many shards may have more positions than that.
+#[tokio::test]
+async fn progress_in_many_partitions_is_stored() {
+    let Some(server) = server() else { return };
+    let cases = [(Mode::Transactional, false), (Mode::Transactional, true), (Mode::Guarded, false)];
+    for (at, (mode, one)) in cases.into_iter().enumerate() {
+        let name = format!("many_partitions_{at}");
+        let schema = wide(&name);
+        let sink = DynamoDbSink::new(access(&server)).mode(mode);
+        let sink = if one { sink.oversized(Oversized::Guarded) } else { sink };
+        create(&sink, &schema).await;
+        let mut lane = writer(&sink, &name, 1).await;
+        let unit = of_partitions(120, &schema, one);
+        let _ = lane.write(&unit).await.unwrap_or_else(|e| panic!("{mode:?}: {}", e.report()));
+        lane.flush().await.unwrap();
+        assert_eq!(items(&client(&server).await, &name).await.len(), 120);
+        let stored = sink.read(&name).await.unwrap().remove(0);
+        let expected: Vec<_> = unit.progress.iter().map(|p| (&p.partition, &p.position)).collect();
+        let found = |p| stored.partitions.get(p).map(|progress| &progress.position);
+        assert!(expected.iter().all(|(p, position)| found(*p) == Some(position)), "{mode:?}: {stored:?}");
+        assert_eq!((stored.counters.changes, stored.counters.transactions), (120, unit.transactions), "{mode:?}");
     }
 }
 

@@ -180,3 +180,21 @@ async fn finished_shards_leave_the_checkpoint() {
     running.stop().await.expect("stop");
     assert_eq!(bench.rows.log().len(), before + 1, "what was given again");
 }
+
+/// A shard was split while nobody read it, a moment before the pipeline came back: the listing has one of
+/// the two children so far.
+#[tokio::test]
+async fn the_second_child_of_a_shard_is_waited_for_after_a_restart_too() {
+    let bench = Bench::new().await;
+    (0..40).for_each(|id| put(&bench.fake, id, 1));
+    let running = bench.start().await;
+    bench.rows.equal(&bench.fake, "orders").await;
+    running.stop().await.expect("stop");
+    let shard = bench.fake.open_shards("orders").remove(0);
+    bench.fake.split("orders", &shard);
+    (0..40).for_each(|id| put(&bench.fake, id, 2));
+    bench.fake.state().hide_second_child = 1;
+    let running = bench.start().await;
+    bench.rows.equal(&bench.fake, "orders").await;
+    running.stop().await.expect("stop");
+}

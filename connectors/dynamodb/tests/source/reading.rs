@@ -94,6 +94,18 @@ async fn a_drain_is_exact_on_idle_and_on_splitting_shards() {
 }
 
 #[tokio::test]
+async fn no_marker_stays_in_a_table_that_is_throttled() {
+    let bench = Bench::new().await;
+    put(&bench.fake, 1, 1);
+    let mut running = bench.start().await;
+    bench.fake.fail("DeleteItem", "ProvisionedThroughputExceededException", 6);
+    let drained = running.drain(Some(Duration::from_secs(60))).await.expect("drain");
+    assert!(drained.drained, "{drained:?}");
+    assert_eq!(bench.fake.items("orders").len(), 1, "{:?}", bench.fake.items("orders"));
+    running.stop().await.expect("stop");
+}
+
+#[tokio::test]
 async fn safe_time_follows_records_and_waits_for_the_end_of_the_copy() {
     let fake = shop().await;
     put(&fake, 1, 1);

@@ -80,6 +80,31 @@ async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
     running.stop().await.expect("stop");
 }
 
+/// The stream is disabled while the table is copied: what was in it is applied, and then the gap is told.
+#[tokio::test]
+async fn a_stream_that_is_disabled_during_the_copy_is_told_after_the_replay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
+    let mut running = stalled(&bench, source).await;
+    let shard = bench.fake.open_shards("orders").remove(0);
+    bench.fake.split("orders", &shard);
+    (0..50).for_each(|id| put(&bench.fake, id, 4777));
+    bench.fake.state().disable_stream("orders");
+    // The ends of both shards are in the spool: a list of what follows them.
+    let ended = || files(folder.path()).iter().filter(|f| f.ends_with(b"]")).count();
+    bench.rows.until(|| ended() == 4, ended).await;
+    bench.fake.heal();
+    let error = tokio::time::timeout(super::support::PATIENCE, running.wait()).await.expect("it is told");
+    let error = error.expect_err("what was written since is in no stream");
+    assert_eq!(error.kind(), ErrorKind::Fatal, "{}", error.report());
+    assert!(error.report().contains("was disabled"), "{}", error.report());
+    bench.rows.equal(&bench.fake, "orders").await;
+}
+
 #[tokio::test]
 async fn a_spool_that_is_full_leaves_the_rest_to_the_stream() {
     let folder = tempfile::tempdir().expect("a folder");

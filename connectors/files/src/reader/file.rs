@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::error::damaged;
 use crate::format::{FORMAT, Header};
+use crate::ledger::ShardEntry;
 use crate::names;
 
 /// The longest line, in bytes: more is no row, and would take all memory.
@@ -17,6 +18,8 @@ pub(crate) struct Expected<'a> {
     pub(crate) run: &'a str,
     pub(crate) partition: &'a PartitionId,
     pub(crate) number: u64,
+    /// What the ledger tells of the shard.
+    pub(crate) entry: Option<&'a ShardEntry>,
 }
 
 /// A file, and the bytes of it that were fetched and not read yet.
@@ -42,6 +45,7 @@ pub(crate) struct OpenFile {
 }
 
 impl OpenFile {
+    /// `None`: the file does not count.
     pub(crate) fn new(
         name: String,
         shown: String,
@@ -49,7 +53,7 @@ impl OpenFile {
         size: u64,
         skip: u64,
         expected: &Expected<'_>,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         let fetched = bytes.len() as u64;
         let mut file = Self {
             name,
@@ -66,8 +70,17 @@ impl OpenFile {
             ended: false,
         };
         let Some(line) = file.next_line()? else { return Err(damaged(&file.shown, "it has no first line")) };
-        file.shard = file.check_header(&line, expected)?;
-        Ok(file)
+        let header = file.header(&line, expected)?;
+        // Of a writer that died before its commit, under a name that its successor had no use for.
+        let writer = expected.entry.filter(|_| header.number <= expected.number);
+        let writer = writer.and_then(|entry| entry.epoch_of(header.number));
+        if writer.is_some_and(|epoch| epoch != header.epoch) {
+            tracing::warn!(file = file.shown, "a file that was never committed is left out");
+            return Ok(None);
+        }
+        file.check_number(&header, expected)?;
+        file.shard = header.shard;
+        Ok(Some(file))
     }
 
     /// Adds what was fetched next.
@@ -105,7 +118,7 @@ impl OpenFile {
         damaged(&self.shown, format!("line {}: {problem}", self.line)).hint("the file was left as it is")
     }
 
-    fn check_header(&self, line: &[u8], expected: &Expected<'_>) -> Result<Option<String>> {
+    fn header(&self, line: &[u8], expected: &Expected<'_>) -> Result<Header> {
         let value: serde_json::Value = serde_json::from_slice(line).map_err(|e| self.wrong(e))?;
         let format = value.get("anabranch_window").and_then(serde_json::Value::as_u64).unwrap_or_default();
         if format > u64::from(FORMAT) {
@@ -118,6 +131,10 @@ impl OpenFile {
             let of = format!("it is of the run {} and the shard {shard}", header.run);
             return Err(self.wrong(of));
         }
+        Ok(header)
+    }
+
+    fn check_number(&self, header: &Header, expected: &Expected<'_>) -> Result<()> {
         if header.number > expected.number {
             let folder = self.shown.strip_suffix(&self.name).unwrap_or_default();
             let named = match &header.previous {
@@ -129,6 +146,6 @@ impl OpenFile {
         if header.number < expected.number {
             return Err(self.wrong(format!("its number is {}, and {} comes next", header.number, expected.number)));
         }
-        Ok(header.shard)
+        Ok(())
     }
 }

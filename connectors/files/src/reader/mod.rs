@@ -127,18 +127,23 @@ impl ShardReader {
     /// Opens the next file, which the ledger says is there.
     async fn open_next(&mut self) -> Result<()> {
         let number = self.next_number();
-        if self.names.is_empty() {
-            let after = self.last.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty());
-            let found = self.store.list(&self.folder, after, NAMES).await?;
-            self.names = found.into_iter().filter(|name| name.ends_with(".jsonl")).collect();
+        let mut listed = false;
+        while self.file.is_none() {
+            if self.names.is_empty() && !listed {
+                let after = self.last.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty());
+                let found = self.store.list(&self.folder, after, NAMES).await?;
+                self.names = found.into_iter().filter(|name| name.ends_with(".jsonl")).collect();
+                listed = true;
+            }
+            let Some(name) = self.names.front() else { return Err(self.gap(number)) };
+            let full = format!("{}/{name}", self.folder);
+            let Some((bytes, size)) = self.store.read(&full, 0, CHUNK).await? else { return Err(self.gap(number)) };
+            let Some(name) = self.names.pop_front() else { return Ok(()) };
+            let entry = self.ledger.as_ref().and_then(|l| l.shards.get(self.partition.as_str()));
+            let expected = file::Expected { run: &self.source.settings.run, partition: &self.partition, number, entry };
+            self.file = OpenFile::new(name, self.store.show(&full), bytes, size, self.skip, &expected)?;
         }
-        let Some(name) = self.names.front() else { return Err(self.gap(number)) };
-        let full = format!("{}/{name}", self.folder);
-        let Some((bytes, size)) = self.store.read(&full, 0, CHUNK).await? else { return Err(self.gap(number)) };
-        let Some(name) = self.names.pop_front() else { return Ok(()) };
-        let expected = file::Expected { run: &self.source.settings.run, partition: &self.partition, number };
-        let skip = std::mem::take(&mut self.skip);
-        self.file = Some(OpenFile::new(name, self.store.show(&full), bytes, size, skip, &expected)?);
+        self.skip = 0;
         Ok(())
     }
 

@@ -126,6 +126,29 @@ pub(crate) fn unit(transactions: &[Tx]) -> Unit {
     }
 }
 
+/// A change of a transaction that another partition of the source has: this number of it, with this id.
+pub(crate) fn rest_of(t: &Tx, partition: &str, sequence: u64, id: i64) -> Unit {
+    let mut batch = BatchBuilder::new(PartitionId::new(partition));
+    let transaction = Transaction { rank: prefix(t.number).into(), commit_time: t.time, ..Transaction::default() };
+    batch.begin(transaction, sequence);
+    let schema = batch.schema(&table_of_thread());
+    batch.change(Op::Insert, schema);
+    batch.new_row();
+    let row = [Value::Int(id), Value::Text(String::new()), Value::Null];
+    row.iter().for_each(|v| batch.push(v.as_ref()));
+    t.rows.iter().find_map(|(_, shard)| *shard).iter().for_each(|shard| batch.shard(shard));
+    let end = Position::new(Rank::of_change(&prefix(t.number), sequence), "");
+    let batch = Arc::new(batch.finish(end.clone(), None).unwrap());
+    Unit {
+        id: UnitId(2),
+        kind: UnitKind::Stream,
+        part: Part::Whole,
+        slices: vec![UnitSlice { batch, changes: Selection::Range(0..1) }],
+        transactions: 0,
+        progress: vec![Progress { partition: PartitionId::new(partition), position: end, safe_time: None }],
+    }
+}
+
 /// Schemas are told apart by pointer: one for all.
 fn table_of_thread() -> Arc<TableSchema> {
     static TABLE: std::sync::OnceLock<Arc<TableSchema>> = std::sync::OnceLock::new();

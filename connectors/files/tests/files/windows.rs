@@ -103,6 +103,53 @@ async fn files_that_no_ledger_names_are_replaced() {
     assert!(names.0.iter().all(|name| folder.names("eu").contains(name)) && folder.names("us") == names.1);
 }
 
+/// The writer died before its commit, and its successor, whose filters were changed, has no use for the
+/// name of the file that was left.
+#[tokio::test]
+async fn a_file_that_no_ledger_names_is_never_read() {
+    // The file that is left sorts before, between and behind those that count.
+    for (left, then) in [(12, 25), (25, 12), (38, 12)] {
+        let folder = Folder::new();
+        let ledger = folder.path.join("r/_ledger.json");
+        let mut run = Run::begin(&folder.files, 1).await;
+        run.write(&[tx(1, 1, &[(1, EU)])]).await;
+        let mut before = open(&folder.source(), "eu", None).await;
+        assert_eq!(ids(&read(&mut *before, 1).await.0), [1]);
+        let stored = fs::read(&ledger).unwrap();
+        run.write(&[tx(2, left, &[(2, EU)])]).await;
+        fs::write(&ledger, stored).unwrap();
+
+        let mut run = Run::begin(&folder.files, 2).await;
+        run.write(&[tx(3, then, &[(3, EU)])]).await;
+        run.write(&[tx(4, 45, &[(4, EU)])]).await;
+        run.write(&[tx(5, 55, &[(5, EU)])]).await;
+        assert_eq!(folder.names("eu").len(), 5);
+        assert_eq!(ids(&read(&mut *before, 3).await.0), [3, 4, 5], "left at {left}");
+        let mut anew = open(&folder.source(), "eu", None).await;
+        assert_eq!(ids(&read(&mut *anew, 4).await.0), [1, 3, 4, 5], "left at {left}");
+    }
+}
+
+/// Partitions of a source that are not merged (orders key and arrival): what is left of a transaction
+/// comes after another one. Readers of its shard were told that it has ended.
+#[tokio::test]
+async fn a_transaction_does_not_go_on_behind_another_one() {
+    let folder = Folder::new();
+    let mut run = Run::begin(&folder.files, 1).await;
+    let (first, second) = (tx(1, 1, &[(1, EU)]), tx(2, 2, &[(2, US)]));
+    run.write(std::slice::from_ref(&first)).await;
+    run.write(&[second]).await;
+    let (_, end) = read(&mut *open(&folder.source(), "eu", None).await, 1).await;
+    assert_eq!(end.rank, Rank::of_end(&prefix(1)));
+    let late = async {
+        let _ = run.writer.write(&rest_of(&first, "other", 2, 12)).await?;
+        run.writer.flush().await
+    };
+    let error = late.await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fatal, "{error}");
+    assert!(error.report().contains("order window"), "{}", error.report());
+}
+
 /// A unit that was written in part, because a file was full, is not written twice.
 #[tokio::test]
 async fn a_unit_that_was_cut_by_a_crash_goes_on() {

@@ -119,6 +119,9 @@ impl Assembler {
     }
 
     fn take_in(&mut self, message: Message<'_>) -> Result<Step> {
+        if !matches!(message, Message::Relation(_) | Message::Type { .. }) {
+            self.relations.interrupted();
+        }
         match message {
             Message::Insert { relation, new } => self.insert(relation, new)?,
             Message::Update { relation, old, new } => self.update(relation, old, new)?,
@@ -307,7 +310,7 @@ impl Assembler {
         if !self.output.change(relation, Op::Update)? {
             return Ok(());
         }
-        let Some(old) = old else {
+        let Some(old) = old.map(|old| relation.old_rows.of(old)) else {
             self.output.batch.new_row();
             return self.output.row(relation, new);
         };
@@ -326,7 +329,7 @@ impl Assembler {
     fn delete(&mut self, oid: u32, old: Old<'_>) -> Result<()> {
         let relation = known(&mut self.relations, oid)?;
         if self.output.change(relation, Op::Delete)? {
-            self.output.old_row(relation, old)?;
+            self.output.old_row(relation, relation.old_rows.of(old))?;
         }
         Ok(())
     }

@@ -2,10 +2,15 @@
 //!
 //! A commit's time stamp is taken before its record is written to the log, so stamps are not monotone
 //! in commit order, and a keepalive's time says nothing about what is still unsent. The rule here: ask
-//! the server for its clock `t` and then for the end `L` of its log. Once everything before `L` was
-//! read, whatever is still to come has its commit record after `L`: its stamp is younger than `t`,
-//! less the moment between taking a stamp and writing the record, for which [`MARGIN`] allows.
-
+//! the server for its clock `t`, then for the transactions that have written and not ended, then for the end `L`
+//! of its log. What has written nothing yet takes its stamp after `t`. What has ended has its record before `L`.
+//! Of what was under way at `t` a transaction may have taken its stamp already, and still have to write its record
+//! (on a server that stalls, in its log or as a whole, for long); but not one that waited for its client after
+//! `t`, or that has begun another statement since. So `t` is safe at the first `L` by which all that were under way
+//! have ended or been seen so.
+//!
+//! Only one single statement that goes on and on leaves it open: after [`PATIENCE_WITH_STATEMENTS`] it is taken for
+//! one that has not come to its end.
 //!
 //! YugabyteDB has no end of its log to ask for. There transactions come in the order of their commit
 //! times, so what has come tells how far it is, and on a quiet source a [`Beat`] makes something come.
@@ -17,17 +22,21 @@ use std::time::Duration;
 
 use anabranch_core::{Error, Result, Timestamp};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::error::classify;
 use crate::lsn::Lsn;
 use crate::session::Session;
 
-/// What a backend may take between its commit's time stamp and its commit record. It does nothing
-/// but prepare the record in between; half a second covers a backend that loses its processor.
-const MARGIN: Duration = Duration::from_millis(500);
+/// A statement that has gone on for so long since a moment had not taken its commit's stamp before that moment: all
+/// that comes after the stamp is the record. Nothing else is known of it from outside.
+const PATIENCE_WITH_STATEMENTS: Duration = Duration::from_secs(10);
 
 /// How often the server is asked.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How soon it is asked again where something was under way: most transactions end at once.
+const SOON: Duration = Duration::from_millis(250);
 
 /// How long to wait after a failure before asking again.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -38,18 +47,54 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Answers that wait for the reader to get there. When it is so far behind, every second one is dropped.
 const WAITING: usize = 4096;
 
-/// The clock is read before the log's end: whatever is written after the end was stamped after the clock was read.
+/// Three statements, each of which sees what there is when it is run: the clock; what has written and is under way
+/// (what waits for its client in its transaction is not at its commit, and neither is anything before its first
+/// write, by which it gets its number); the end of the log. A user who may not see the state of others' sessions
+/// sees their numbers.
 const SAMPLE: &str = "
-SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
-       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text ELSE pg_current_wal_insert_lsn()::text END,
-       pg_is_in_recovery()";
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::int8, pg_is_in_recovery();
+SELECT backend_xid::text, (extract(epoch FROM query_start) * 1000000)::int8 FROM pg_stat_activity
+  WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()
+    AND coalesce(state, '') NOT IN ('idle in transaction', 'idle in transaction (aborted)')
+  UNION ALL SELECT transaction::text, NULL FROM pg_prepared_xacts;
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()::text ELSE pg_current_wal_insert_lsn()::text END";
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Sample {
     at: Timestamp,
+    running: Vec<Running>,
     end: Lsn,
     /// A standby's clock is not the one that stamps commits.
     standby: bool,
+}
+
+/// A transaction that may be at its commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Running {
+    xid: u32,
+    /// When its statement began, if that can be seen.
+    since: Option<Timestamp>,
+}
+
+impl Sample {
+    /// Whether this transaction may have been at its commit at that earlier time and still be.
+    fn may_be_of(&self, xid: u32, at: Timestamp) -> bool {
+        self.running.iter().any(|r| r.xid == xid && r.since.is_none_or(|since| since <= at))
+    }
+}
+
+/// A time, and the transactions that may have a stamp of before it and no record yet.
+#[derive(Debug)]
+struct Unsettled {
+    at: Timestamp,
+    running: Vec<u32>,
+}
+
+/// A time before which every commit has its record before this end of the log.
+#[derive(Debug)]
+struct Settled {
+    at: Timestamp,
+    end: Lsn,
 }
 
 type Asking = Pin<Box<dyn Future<Output = Result<Option<Sample>>> + Send>>;
@@ -66,7 +111,8 @@ pub(crate) struct Clock {
     session: Session,
     asking: Option<Asking>,
     next: Instant,
-    waiting: VecDeque<Sample>,
+    unsettled: Vec<Unsettled>,
+    waiting: VecDeque<Settled>,
     safe_time: Option<Timestamp>,
     server_end: Option<Lsn>,
     beat: Option<Beat>,
@@ -77,7 +123,17 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn new(session: Session, beat: Option<Beat>) -> Self {
         let (waiting, next) = (VecDeque::new(), Instant::now());
-        Self { session, asking: None, next, waiting, safe_time: None, server_end: None, beat, heard: None }
+        Self {
+            session,
+            asking: None,
+            next,
+            unsettled: Vec::new(),
+            waiting,
+            safe_time: None,
+            server_end: None,
+            beat,
+            heard: None,
+        }
     }
 
     /// Whether [`Clock::ask`] has something to do now.
@@ -107,10 +163,11 @@ impl Clock {
         self.asking = None;
         match answer {
             Ok(sample) => {
-                self.next = Instant::now() + self.beat.as_ref().map_or(INTERVAL, |b| b.every);
                 if let Some(sample) = sample {
                     self.keep(sample);
                 }
+                let interval = if self.unsettled.len() == 1 { SOON } else { INTERVAL };
+                self.next = Instant::now() + self.beat.as_ref().map_or(interval, |b| b.every);
             }
             Err(e) => {
                 self.next = Instant::now() + PAUSE;
@@ -124,6 +181,19 @@ impl Clock {
         if sample.standby {
             return;
         }
+        let all = sample.running.iter().filter(|r| r.since.is_none_or(|since| since <= sample.at));
+        self.unsettled.push(Unsettled { at: sample.at, running: all.map(|r| r.xid).collect() });
+        let mut settled = None;
+        self.unsettled.retain_mut(|time| {
+            time.running.retain(|xid| sample.may_be_of(*xid, time.at));
+            let long = sample.at.micros_since(time.at) >= PATIENCE_WITH_STATEMENTS.as_micros() as i64;
+            let open = !time.running.is_empty() && !long;
+            if !open {
+                settled = settled.max(Some(time.at));
+            }
+            open
+        });
+        let Some(at) = settled else { return };
         if self.waiting.len() >= WAITING {
             let mut odd = false;
             self.waiting.retain(|_| {
@@ -131,7 +201,7 @@ impl Clock {
                 odd
             });
         }
-        self.waiting.push_back(sample);
+        self.waiting.push_back(Settled { at, end: sample.end });
     }
 
     /// The safe time once everything before `boundary` was read, or through the commit of this time. It
@@ -143,7 +213,8 @@ impl Clock {
             self.safe_time = self.safe_time.max(Some(committed.minus_micros(1)));
         }
         while let Some(sample) = self.waiting.front().filter(|s| s.end <= boundary) {
-            let safe = sample.at.minus_micros(MARGIN.as_micros() as i64);
+            // A stamp of the same microsecond may follow.
+            let safe = sample.at.minus_micros(1);
             self.safe_time = self.safe_time.max(Some(safe));
             self.waiting.pop_front();
         }
@@ -168,14 +239,38 @@ async fn commit(session: Session, statement: String) -> Result<Option<Sample>> {
 async fn sample(session: Session) -> Result<Option<Sample>> {
     let ask = async {
         let client = session.client().await?;
-        let row = client.query_one(SAMPLE, &[]).await.map_err(|e| classify(e, "cannot ask for the clock"))?;
-        Ok(Some(Sample {
-            at: Timestamp::from_micros(row.get(0)),
-            end: before_page_header(row.get::<_, &str>(1).parse()?),
-            standby: row.get(2),
-        }))
+        let answers = client.simple_query(SAMPLE).await.map_err(|e| classify(e, "cannot ask for the clock"))?;
+        read(&answers)
+            .ok_or_else(|| Error::fatal("the server's clock, transactions and place cannot be read"))
+            .map(Some)
     };
     timeout(PATIENCE, ask).await.unwrap_or_else(|_| Err(Error::transient("no answer about the clock")))
+}
+
+/// The answers to [`SAMPLE`].
+fn read(answers: &[SimpleQueryMessage]) -> Option<Sample> {
+    let rows_of = |messages: &[SimpleQueryMessage]| -> Vec<Vec<Option<String>>> {
+        let rows = messages.iter().filter_map(|m| match m {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        rows.map(|row| (0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()).collect()
+    };
+    let mut each = answers.split(|m| matches!(m, SimpleQueryMessage::CommandComplete(_))).map(rows_of);
+    let (clock, running, end) = (each.next()?, each.next()?, each.next()?);
+    let [Some(at), Some(standby)] = clock.first()?.as_slice() else { return None };
+    let time = |text: &str| text.parse().ok().map(Timestamp::from_micros);
+    let running = running.iter().map(|row| match row.as_slice() {
+        [Some(xid), since] => Some(Running { xid: xid.parse().ok()?, since: since.as_deref().and_then(time) }),
+        _ => None,
+    });
+    let end: Lsn = end.first()?.first()?.as_deref()?.parse().ok()?;
+    Some(Sample {
+        at: time(at)?,
+        running: running.collect::<Option<_>>()?,
+        end: before_page_header(end),
+        standby: standby == "t",
+    })
 }
 
 /// Where nothing was written after a page's header, the end of the log counts as that of the page
@@ -199,23 +294,68 @@ mod tests {
         assert_eq!(before_page_header(Lsn(8192 * 3 + 48)), Lsn(8192 * 3 + 48));
     }
 
+    fn clock() -> Clock {
+        let endpoint = crate::Endpoint::parse("k", "postgresql://u@localhost/d").unwrap();
+        Clock::new(Session::new(endpoint), None)
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    /// At this time, with these transactions and when their statements began, and with this end.
+    fn sample(seconds: i64, running: &[(u32, Option<i64>)], end: u64) -> Sample {
+        let running = running.iter().map(|(xid, since)| Running { xid: *xid, since: since.map(at) }).collect();
+        Sample { at: at(seconds), running, end: Lsn(end), standby: false }
+    }
+
+    fn just_before(seconds: i64) -> Option<Timestamp> {
+        Some(at(seconds).minus_micros(1))
+    }
+
     #[tokio::test]
     async fn safe_time_moves_when_the_reader_gets_there_and_never_back() {
-        let endpoint = crate::Endpoint::parse("k", "postgresql://u@localhost/d").unwrap();
-        let mut clock = Clock::new(Session::new(endpoint), None);
-        let at = |s: i64| Timestamp::from_micros(s * 1_000_000);
-        clock.keep(Sample { at: at(10), end: Lsn(100), standby: false });
-        clock.keep(Sample { at: at(9), end: Lsn(200), standby: false });
-        clock.keep(Sample { at: at(30), end: Lsn(300), standby: true });
+        let mut clock = clock();
+        clock.keep(sample(10, &[], 100));
+        clock.keep(sample(9, &[], 200));
+        clock.keep(Sample { standby: true, ..sample(30, &[], 300) });
         assert_eq!(clock.safe_time(Lsn(99), None), None);
-        let first = clock.safe_time(Lsn(100), None);
-        assert_eq!(first, Some(Timestamp::from_micros(9_500_000)));
-        assert_eq!(clock.safe_time(Lsn(1000), None), first);
+        assert_eq!(clock.safe_time(Lsn(100), None), just_before(10));
+        assert_eq!(clock.safe_time(Lsn(1000), None), just_before(10));
         assert_eq!(clock.lag(Lsn(250)), Some(50));
         for n in 0..10_000 {
-            clock.keep(Sample { at: at(100 + n), end: Lsn(2000 + n as u64), standby: false });
+            clock.keep(sample(100 + n, &[], 2000 + n as u64));
         }
         assert!(clock.waiting.len() <= WAITING);
-        assert_eq!(clock.safe_time(Lsn(u64::MAX), None), Some(Timestamp::from_micros((10_099) * 1_000_000 - 500_000)));
+        assert_eq!(clock.safe_time(Lsn(u64::MAX), None), just_before(10_099));
+    }
+
+    #[tokio::test]
+    async fn a_time_is_safe_when_all_that_was_under_way_has_ended_or_gone_on() {
+        let mut clock = clock();
+        // 1 ends, 2 begins another statement, 3 cannot be seen but ends.
+        clock.keep(sample(10, &[(1, Some(8)), (2, Some(9)), (3, None)], 100));
+        assert_eq!(clock.safe_time(Lsn(1000), None), None);
+        clock.keep(sample(11, &[(2, Some(9)), (3, None), (4, Some(11))], 200));
+        assert_eq!(clock.safe_time(Lsn(1000), None), None);
+        clock.keep(sample(12, &[(2, Some(11)), (4, Some(11))], 300));
+        assert_eq!(clock.safe_time(Lsn(299), None), None, "its record may lie before the end that was told then");
+        assert_eq!(clock.safe_time(Lsn(300), None), just_before(10));
+        // What began after the clock was read counts for nothing.
+        clock.keep(sample(13, &[(5, Some(14))], 400));
+        assert_eq!(clock.safe_time(Lsn(400), None), just_before(13));
+        assert!(clock.unsettled.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_long_statement_holds_it_back_for_so_long_only() {
+        let mut clock = clock();
+        for second in 0..30 {
+            clock.keep(sample(100 + second, &[(7, Some(50))], 1000 + second as u64));
+            let behind = clock.safe_time(Lsn(u64::MAX), None);
+            assert_eq!(behind, (second >= 10).then(|| just_before(90 + second)).flatten());
+        }
+        clock.keep(sample(130, &[], 2000));
+        assert_eq!(clock.safe_time(Lsn(u64::MAX), None), just_before(130));
     }
 }

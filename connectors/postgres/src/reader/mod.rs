@@ -2,6 +2,7 @@
 
 pub(crate) mod assemble;
 mod clock;
+mod leaf;
 mod output;
 pub(crate) mod relation;
 mod streams;
@@ -10,7 +11,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use anabranch_core::{ChangeReader, Error, Next, Position, Result, Timestamp};
+use anabranch_core::{ChangeReader, Error, ErrorKind, Next, Position, Result, Timestamp};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep_until};
@@ -36,6 +37,9 @@ const SILENT_BEATS: u32 = 60;
 /// millisecond or two. What is left out (rolled back, in a copy already) fills no batch.
 const REPLAY_RUN: u32 = 8192;
 
+/// How long an error that ends the pipeline waits for what was read before it to be durable.
+const HOLD: Duration = Duration::from_secs(60);
+
 type Looking = Pin<Box<dyn Future<Output = Result<Resolved>> + Send>>;
 
 /// The reader of a slot. Everything that was received lies in this struct: any future may be dropped.
@@ -51,6 +55,10 @@ pub(crate) struct Reader {
     /// What ended the reading, given once everything before it was given.
     failure: Option<Error>,
     failed: bool,
+    /// The failure is given by then at the latest.
+    held_until: Instant,
+    /// Where reading began.
+    begun: Lsn,
     /// Everything before this is durable downstream.
     acknowledged: Lsn,
     beat: Instant,
@@ -78,7 +86,10 @@ impl Reader {
         publication: String,
         beat: Option<Beat>,
     ) -> Self {
+        let begun = assembler.boundary();
         Self {
+            begun,
+            held_until: Instant::now(),
             connection,
             assembler,
             clock: Clock::new(session.clone(), beat),
@@ -100,6 +111,10 @@ impl Reader {
             let _ = self.clock.ask().now_or_never();
         }
         loop {
+            if self.is_held() {
+                sleep_until(self.beat.min(self.held_until)).await;
+                return self.cut();
+            }
             if let Some(e) = self.failure.take_if(|_| !self.assembler.has_changes()) {
                 return Err(e);
             }
@@ -218,8 +233,19 @@ impl Reader {
 
     /// Keeps an error until everything that was read before it is given.
     fn fail(&mut self, e: Error) {
+        self.held_until = Instant::now() + HOLD;
         self.failure = Some(e);
         self.failed = true;
+    }
+
+    /// Whether the failure waits until everything before it is durable, and told so: it ends the pipeline, for an
+    /// operator to mend what it names, and the next run is to begin behind all that was before. Were it given at
+    /// once, what was read and not applied yet would be read again, and end there again.
+    fn is_held(&self) -> bool {
+        let fatal = self.failure.as_ref().is_some_and(|e| e.kind() == ErrorKind::Fatal);
+        let boundary = self.assembler.boundary();
+        let awaited = boundary > self.begun && boundary > self.acknowledged && Instant::now() < self.held_until;
+        fatal && awaited && !self.assembler.has_changes()
     }
 
     /// What there is, with the request that makes an idle server tell how far it is.
@@ -237,6 +263,10 @@ impl Reader {
         if self.failed && !self.assembler.has_changes() {
             return Err(self.failure.take().unwrap_or_else(|| Error::transient("this reader ended; open another")));
         }
+        self.cut()
+    }
+
+    fn cut(&mut self) -> Result<Next> {
         self.beat = Instant::now() + BEAT;
         let boundary = self.assembler.boundary();
         let safe_time = self.clock.safe_time(boundary, self.assembler.committed());

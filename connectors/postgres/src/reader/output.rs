@@ -42,6 +42,9 @@ impl Output {
         if !self.next_change(Some(relation))? {
             return Ok(false);
         }
+        if matches!(op, Op::Update | Op::Delete) {
+            relation.old_rows.check(&relation.schema.name)?;
+        }
         let index = self.slot(relation);
         self.batch.change(op, index);
         Ok(true)

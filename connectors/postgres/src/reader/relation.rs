@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anabranch_core::{Column, Error, Result, TableName, TableSchema};
 
+use super::leaf::{Leaves, OldRows, may_be_of};
 use crate::catalog::{self, CatalogTable};
 use crate::config::SchemaChange;
 use crate::decode::message::Relation as RelationMessage;
@@ -104,14 +105,20 @@ pub(crate) struct Relation {
     pub(crate) copied_until: Lsn,
     /// Its schema changed; the next change is preceded by one that says so.
     pub(crate) announce: bool,
+    /// What its old rows are.
+    pub(crate) old_rows: OldRows,
     /// Its index in the batch of this number.
     pub(crate) slot: (u64, usize),
 }
 
 impl Relation {
+    fn new(described: Described, schema: Arc<TableSchema>, copied_until: Lsn, announce: bool) -> Self {
+        Self { described, schema, copied_until, announce, old_rows: OldRows::default(), slot: (0, 0) }
+    }
+
     /// Whether the column's old value is sent where the old row is a key.
     pub(crate) fn is_key(&self, at: usize) -> bool {
-        self.described.columns[at].key || (self.described.identity == b'c' && self.schema.is_key(at))
+        if self.described.is_unflagged() { self.schema.is_key(at) } else { self.described.columns[at].key }
     }
 }
 
@@ -124,6 +131,10 @@ pub(crate) struct Resolved {
     current: bool,
     /// The table as the catalog has it now.
     now: Option<CatalogTable>,
+    /// It is a partition, as the catalog has it now, that is published through this table.
+    root: Option<u32>,
+    /// The partitioned tables that are published as such.
+    partitioned: Vec<u32>,
 }
 
 /// The tables of a stream.
@@ -134,6 +145,9 @@ pub(crate) struct Relations {
     known: HashMap<u32, CatalogTable>,
     copied_until: HashMap<TableName, Lsn>,
     policy: SchemaChange,
+    leaves: Leaves,
+    /// The table that the last message described, and the one that the message right before it did.
+    latest: (Option<u32>, Option<u32>),
 }
 
 impl Relations {
@@ -143,7 +157,12 @@ impl Relations {
         policy: SchemaChange,
     ) -> Self {
         let known = known.into_iter().map(|t| (t.oid, t)).collect();
-        Self { by_oid: HashMap::new(), known, copied_until, policy }
+        Self { by_oid: HashMap::new(), known, copied_until, policy, leaves: Leaves::default(), latest: (None, None) }
+    }
+
+    /// A message came that describes no table.
+    pub(crate) fn interrupted(&mut self) {
+        self.latest = (None, None);
     }
 
     pub(crate) fn get(&mut self, oid: u32) -> Option<&mut Relation> {
@@ -152,13 +171,15 @@ impl Relations {
 
     /// Takes a description; gives it back if the catalog has to be asked about it.
     pub(crate) fn describe(&mut self, described: Described, at: Lsn) -> Result<Option<Described>> {
+        self.latest = (Some(described.oid), self.latest.0);
         if self.by_oid.get(&described.oid).is_some_and(|r| r.described == described) {
             return Ok(None);
         }
         match self.known.get(&described.oid) {
             Some(known) if described.is(known) => {
                 let schema = Arc::clone(&known.schema);
-                self.resolved(Resolved { described, schema, current: true, now: None }, at)?;
+                let (now, root, partitioned) = (None, None, Vec::new());
+                self.resolved(Resolved { described, schema, current: true, now, root, partitioned }, at)?;
                 Ok(None)
             }
             _ => Ok(Some(described)),
@@ -170,9 +191,15 @@ impl Relations {
         if found.schema.name.schema == catalog::OWN_SCHEMA {
             let Resolved { described, schema, .. } = found;
             // As if all that ever comes of it were in a copy.
-            let copied_until = Lsn(u64::MAX);
-            let relation = Relation { described, schema, copied_until, announce: false, slot: (0, 0) };
+            let relation = Relation::new(described, schema, Lsn(u64::MAX), false);
             self.by_oid.insert(relation.described.oid, relation);
+            return Ok(());
+        }
+        if let Some(root) = self.root_of(&found) {
+            // No change refers to it. It may be renamed, and come and go.
+            let Resolved { described, schema, .. } = found;
+            self.leaves.add(described.oid, root);
+            self.insert(Relation::new(described, schema, Lsn::default(), false));
             return Ok(());
         }
         let before = self
@@ -188,27 +215,65 @@ impl Relations {
                 && found.now.as_ref().is_some_and(|now| now.types == known.types && *now.schema == *known.schema);
             (!behind).then(|| Arc::clone(&known.schema))
         });
+        // As it was checked when the run began: its changes of before then are looked at already, in both databases.
+        let checked = self.known.get(&found.described.oid).is_some_and(|known| *known.schema == *found.schema);
+        let mut differences = match &compared {
+            Some(before) if !checked => differences(before, &found.schema),
+            _ => Vec::new(),
+        };
+        if self.takes_a_name(&found) {
+            differences.push(Difference::Recreated);
+        }
+        if !differences.is_empty() {
+            self.consent(&found.schema.name, &differences, at)?;
+        }
         let changed = match &compared {
             Some(before) if **before == *found.schema => {
                 found.schema = Arc::clone(before);
                 false
             }
-            Some(before) => {
-                let differences = differences(before, &found.schema);
-                if !differences.is_empty() {
-                    self.consent(&found.schema.name, &differences, at)?;
-                }
-                true
-            }
-            None => false,
+            other => other.is_some(),
         };
         // A table that nobody has checked yet announces itself.
         let new = !self.known.contains_key(&found.described.oid);
         let copied_until = self.copied_until.get(&found.schema.name).copied().unwrap_or_default();
         let announce = changed || (new && compared.is_none());
         let Resolved { described, schema, .. } = found;
-        self.by_oid.insert(described.oid, Relation { described, schema, copied_until, announce, slot: (0, 0) });
+        self.insert(Relation::new(described, schema, copied_until, announce));
         Ok(())
+    }
+
+    /// Keeps it, and judges anew what old rows of it, or of the table that it is a partition of, are.
+    fn insert(&mut self, relation: Relation) {
+        let root = self.leaves.root(relation.described.oid);
+        self.by_oid.insert(relation.described.oid, relation);
+        let judged = self.by_oid.get(&root).map(|root| self.leaves.judge(root, &self.by_oid));
+        if let (Some(judged), Some(root)) = (judged, self.by_oid.get_mut(&root)) {
+            root.old_rows = judged;
+        }
+    }
+
+    /// The table through which this one is published: by the catalog; or, for a partition that is gone by now,
+    /// because the server describes a partition right after its table.
+    fn root_of(&self, found: &Resolved) -> Option<u32> {
+        if found.now.is_some() || self.known.contains_key(&found.described.oid) {
+            return None;
+        }
+        found.root.or_else(|| {
+            let before = self.latest.1.filter(|oid| found.partitioned.contains(oid))?;
+            let root = self.by_oid.get(&before)?;
+            may_be_of(&found.described, root).then_some(before)
+        })
+    }
+
+    /// Whether another table had its name until now.
+    fn takes_a_name(&self, found: &Resolved) -> bool {
+        let (oid, name) = (found.described.oid, &found.schema.name);
+        let described =
+            |r: &Relation| r.described.oid != oid && r.schema.name == *name && !self.leaves.contains(r.described.oid);
+        // A table that the catalog does not have any more may be the one before that of this name.
+        let checked = |t: &CatalogTable| t.oid != oid && t.schema.name == *name && found.now.is_some();
+        self.by_oid.values().any(described) || self.known.values().any(checked)
     }
 
     fn consent(&self, table: &TableName, differences: &[Difference], at: Lsn) -> Result<()> {
@@ -222,11 +287,19 @@ impl Relations {
         for difference in differences {
             let _ = write!(text, "{}{difference}", if text.is_empty() { "" } else { ", " });
         }
-        Err(Error::fatal(format!(
+        let error = Error::fatal(format!(
             "the table {table} changed on the source: {text}. Everything before the transaction at {at} was read"
-        ))
-        .hint(format!(
-            "make the same change to {} in the target and start the pipeline again, which goes on with this \
+        ));
+        if differences.contains(&Difference::Recreated) {
+            return Err(error.hint(format!(
+                "make {} in the target what it is on the source before this transaction (empty, most likely), and start \
+                 the pipeline again, which goes on with this transaction; `anabranch verify FILE --repair` then finds what \
+                 differs",
+                sql::table(table)
+            )));
+        }
+        Err(error.hint(format!(
+            "make the same change, its DEFAULT too, to {} in the target and start the pipeline again, which goes on with this \
              transaction; or set source.on_schema_change to \"add_columns\" or \"ignore\"",
             sql::table(table)
         )))
@@ -237,16 +310,21 @@ impl Relations {
 pub(crate) async fn resolve(session: Session, publication: String, described: Described) -> Result<Resolved> {
     let client = session.client().await?;
     let (tables, mut types) = catalog::published(&client, &publication).await?;
+    let partitioned: Vec<u32> = tables.iter().filter(|t| t.partitioned).map(|t| t.oid).collect();
     let now = tables.into_iter().find(|t| t.oid == described.oid);
     if let Some(table) = now.as_ref().filter(|t| described.is(t)) {
         let schema = Arc::clone(&table.schema);
-        return Ok(Resolved { described, schema, current: true, now });
+        return Ok(Resolved { described, schema, current: true, now, root: None, partitioned });
     }
+    let root = match now.is_none() && !partitioned.is_empty() {
+        true => catalog::ancestors(&client, described.oid).await?.into_iter().find(|oid| partitioned.contains(oid)),
+        false => None,
+    };
     types.load(&client, described.columns.iter().map(|c| c.type_oid)).await?;
     let names: Vec<_> = described.columns.iter().map(|c| (c.type_oid, c.modifier)).collect();
     let names = catalog::type_names(&client, &names).await?;
     let schema = Arc::new(described.schema(now.as_ref(), names, &types));
-    Ok(Resolved { described, schema, current: false, now })
+    Ok(Resolved { described, schema, current: false, now, root, partitioned })
 }
 
 /// One way in which a table differs from what it was.
@@ -258,6 +336,7 @@ enum Difference {
     Retyped(String, String, String),
     Key(Vec<String>),
     Order,
+    Recreated,
 }
 
 impl std::fmt::Display for Difference {
@@ -270,6 +349,9 @@ impl std::fmt::Display for Difference {
             Self::Key(columns) if columns.is_empty() => f.write_str("it has no key any more"),
             Self::Key(columns) => write!(f, "its key is ({})", columns.join(", ")),
             Self::Order => f.write_str("its columns stand in another order"),
+            Self::Recreated => {
+                f.write_str("it was dropped and created again, or another table took its name, with rows of its own")
+            }
         }
     }
 }
@@ -310,6 +392,6 @@ impl Resolved {
     pub(crate) fn for_test(described: Described) -> Self {
         let names = described.columns.iter().map(|c| format!("type {}", c.type_oid)).collect();
         let schema = Arc::new(described.schema(None, names, &crate::types::Types::default()));
-        Self { described, schema, current: true, now: None }
+        Self { described, schema, current: true, now: None, root: None, partitioned: Vec::new() }
     }
 }

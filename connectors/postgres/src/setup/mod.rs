@@ -14,7 +14,8 @@ use crate::sql;
 use crate::wire::Connection;
 
 /// Which server this is, as IDENTIFY_SYSTEM tells.
-struct System {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct System {
     identifier: String,
     timeline: u32,
 }
@@ -98,6 +99,7 @@ async fn plan(source: &Postgres, connection: &mut Connection, resume: Option<&Ch
     let publication = publication::plan(source, &client).await?;
     publication::check_tables(source, &client, reached.is_none()).await?;
     let (slot, read_by) = plan_slot(source, &client, reached).await?;
+    source.note_checked(system);
     Ok(Plan { identity, publication, slot, read_by })
 }
 
@@ -165,6 +167,20 @@ async fn check_role(client: &Client) -> Result<()> {
     }
     Err(Error::config("source.url", format!("the role {user} may not replicate"))
         .hint(format!("ALTER ROLE {} REPLICATION;", sql::ident(&user))))
+}
+
+/// Whether this is the server that was checked. A standby that was promoted since, or another one behind the same
+/// name, may lack what was applied: the stream would begin there without a word, at a place of another history.
+pub(crate) async fn check_same(connection: &mut Connection, checked: &System) -> Result<()> {
+    let now = identify(connection).await?;
+    if now == *checked {
+        return Ok(());
+    }
+    Err(Error::transient(format!(
+        "this is another server than the one that was checked (system {} on timeline {}, then {} on {}): a failover, which \
+         has to be looked at first",
+        now.identifier, now.timeline, checked.identifier, checked.timeline
+    )))
 }
 
 async fn identify(connection: &mut Connection) -> Result<System> {

@@ -3,6 +3,7 @@
 use anabranch_core::{Error, ErrorKind, Result, TableName};
 use tokio_postgres::Client;
 
+use crate::catalog::CatalogTable;
 use crate::error::classify;
 use crate::source::Postgres;
 use crate::sql;
@@ -203,10 +204,12 @@ pub(crate) async fn check_tables(source: &Postgres, client: &Client, rights: boo
             sql::table(&table.schema.name)
         );
     }
+    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+    check_partitions(source, client, &tables).await?;
     if !rights {
         return Ok(());
     }
-    let oids: Vec<u32> = tables.iter().map(|t| t.oid).collect();
+    check_policies(client, &oids).await?;
     let rows = client
         .query(
             "SELECT n.nspname::text, c.relname::text, current_user::text FROM pg_class c \
@@ -231,6 +234,79 @@ pub(crate) async fn check_tables(source: &Postgres, client: &Client, rights: boo
     Err(Error::config("source.publication", format!("the role {user} may not read {} published tables", rows.len()))
         .hint(mend.join(" ")))
 }
+
+/// Whether the partitions of tables that are published as such log what tells rows apart: their replica
+/// identities are their own (see `reader/leaf.rs`).
+async fn check_partitions(source: &Postgres, client: &Client, tables: &[CatalogTable]) -> Result<()> {
+    let what = |e| classify(e, "cannot read the identities of partitions");
+    for table in tables.iter().filter(|t| t.partitioned && t.identity != b'n') {
+        let key: Vec<&str> = table.schema.key_columns().map(|c| c.name.as_str()).collect();
+        let whole = table.identity == b'f' && key.is_empty();
+        let rows = client.query(UNLIKE, &[&table.oid, &key, &whole, &source.publication]).await.map_err(what)?;
+        let leaves: Vec<_> =
+            rows.iter().map(|r| TableName::new(r.get::<_, String>(0), r.get::<_, String>(1))).collect();
+        if leaves.is_empty() {
+            continue;
+        }
+        // The primary key of a table is one of its partitions too.
+        let identity = if table.identity == b'd' { "DEFAULT" } else { "FULL" };
+        let mend: Vec<_> =
+            leaves.iter().map(|l| format!("ALTER TABLE {} REPLICA IDENTITY {identity};", sql::table(l))).collect();
+        let leaves: Vec<_> = leaves.iter().map(ToString::to_string).collect();
+        return Err(Error::config(
+            "source.publication",
+            format!(
+                "{} is published through its partitioned table {} and does not log what tells its rows apart ({}): \
+                 rows that are updated or deleted there could not be found",
+                leaves.join(", "),
+                table.schema.name,
+                if whole { "all columns".to_owned() } else { key.join(", ") },
+            ),
+        )
+        .hint(mend.join(" ")));
+    }
+    Ok(())
+}
+
+/// Partitions whose identities lack a column of the key, if updates or deletes are published at all.
+const UNLIKE: &str = "
+SELECT n.nspname::text, c.relname::text
+FROM pg_partition_tree($1::oid::regclass) t
+JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisvalid
+     AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident ELSE false END
+WHERE t.isleaf AND c.relkind = 'r' AND c.relreplident IN ('d', 'i')
+  AND ($3 OR EXISTS (SELECT FROM unnest($2::text[]) AS k(name) WHERE NOT EXISTS (
+         SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = k.name AND a.attnum = ANY (i.indkey))))
+  AND NOT EXISTS (SELECT FROM pg_publication p WHERE p.pubname = $4 AND NOT (p.pubupdate OR p.pubdelete))
+ORDER BY 1, 2";
+
+/// Whether this role sees every row: of a table, and of the partitions that are copied by themselves.
+async fn check_policies(client: &Client, oids: &[u32]) -> Result<()> {
+    let rows = client
+        .query(POLICED, &[&oids])
+        .await
+        .map_err(|e| classify(e, "cannot read the row-level security of the tables"))?;
+    let Some(first) = rows.first() else { return Ok(()) };
+    let user: &str = first.get(2);
+    let tables: Vec<_> =
+        rows.iter().map(|r| TableName::new(r.get::<_, &str>(0), r.get::<_, &str>(1)).to_string()).collect();
+    Err(Error::config(
+        "source.url",
+        format!(
+            "row-level security may hide rows of {} from the role {user}: a copy would lack them",
+            tables.join(", ")
+        ),
+    )
+    .hint(format!("ALTER ROLE {} BYPASSRLS;", sql::ident(user))))
+}
+
+const POLICED: &str = "
+SELECT n.nspname::text, c.relname::text, current_user::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND row_security_active(c.oid)
+  AND (c.oid = ANY ($1) OR EXISTS (SELECT FROM pg_partition_ancestors(c.oid) AS a WHERE a.relid = ANY ($1)))
+ORDER BY 1, 2";
 
 #[cfg(test)]
 mod tests {

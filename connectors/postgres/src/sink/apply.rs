@@ -151,6 +151,7 @@ impl<'w> Applier<'w> {
             let (new, known): (Vec<_>, Vec<_>) = effect.upserts.iter().partition(|row| trusting && row.is_new());
             self.trusted |= !new.is_empty();
             for (columns, rows) in groups(plan, &known) {
+                whole(plan, &columns, &rows)?;
                 self.upsert(plan, &columns, &rows).await;
             }
             for (columns, rows) in groups(plan, &effect.updates) {
@@ -158,9 +159,11 @@ impl<'w> Applier<'w> {
             }
             // After the updates: a new row may take a unique value that one of them gave up.
             for (columns, rows) in groups(plan, &new) {
+                whole(plan, &columns, &rows)?;
                 self.rows(plan, Operation::Insert, &columns, &rows, false).await;
             }
             for (columns, rows) in groups(plan, &effect.inserts) {
+                whole(plan, &columns, &rows)?;
                 self.rows(plan, Operation::Insert, &columns, &rows, false).await;
             }
         }
@@ -206,7 +209,7 @@ impl<'w> Applier<'w> {
 
     pub(crate) async fn upsert<R: Values + Sync>(&mut self, plan: &Arc<Plan>, columns: &[u16], rows: &[&R]) {
         if plan.arbiter == Arbiter::Index {
-            return self.rows(plan, Operation::Upsert, columns, rows, false).await;
+            return self.rows(plan, Operation::Upsert, columns, rows, plan.is_loose()).await;
         }
         self.rows(plan, Operation::Update, columns, rows, false).await;
         self.rows(plan, Operation::InsertMissing, columns, rows, false).await;
@@ -314,6 +317,14 @@ pub(crate) fn groups<'r, R: Values>(plan: &Plan, rows: &'r [R]) -> Vec<(Vec<u16>
 /// The columns that were sent for a row and are written.
 pub(crate) fn sent<R: Values>(plan: &Plan, row: &R) -> Vec<u16> {
     plan.written.iter().copied().filter(|&c| !row.value(c).is_unchanged()).collect()
+}
+
+/// Rows of which these columns were sent can be inserted only if these are all that are written.
+fn whole<R: Values>(plan: &Arc<Plan>, columns: &[u16], rows: &[&R]) -> Result<(), Failure> {
+    match rows.first() {
+        Some(row) if columns.len() < plan.written.len() => Err(Failure::incomplete(plan, *row)),
+        _ => Ok(()),
+    }
 }
 
 /// The key of a row, for people.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anabranch_core::{Error, TableSchema};
 
+use super::apply::{Values, key_text};
 use super::plan::Plan;
 use crate::error::classify;
 
@@ -23,6 +24,13 @@ pub(crate) enum Failure {
         plan: Arc<Plan>,
         /// The row's key, where it is known.
         what: Option<String>,
+    },
+    /// A new row lacks values that the source did not send.
+    Incomplete {
+        /// The table.
+        plan: Arc<Plan>,
+        /// The columns, and the row's key.
+        what: String,
     },
     /// Deleting rows and inserting them again would have effects of its own.
     Unreplaceable,
@@ -48,6 +56,13 @@ impl Failure {
         Self::Broken(Error::fatal(format!("no plan was made for table {}", schema.name)))
     }
 
+    pub(crate) fn incomplete<R: Values>(plan: &Arc<Plan>, row: &R) -> Self {
+        let unsent = plan.written.iter().filter(|&&c| row.value(c).is_unchanged());
+        let columns: Vec<&str> = unsent.map(|&c| plan.source.columns[usize::from(c)].name.as_str()).collect();
+        let key = if plan.source.key.is_empty() { "no key".to_owned() } else { key_text(plan, row) };
+        Self::Incomplete { plan: Arc::clone(plan), what: format!("{} ({key})", columns.join(", ")) }
+    }
+
     /// What may succeed after the net effect failed like this.
     pub(crate) fn next(&self) -> Next {
         match self {
@@ -57,13 +72,14 @@ impl Failure {
                 Some("23502" | "23514") => Next::GiveUp,
                 Some(code) => match &code[..2] {
                     // Integrity, exceptions raised by triggers, views with a check option.
-                    "23" | "P0" | "27" | "44" => Next::InOrder,
+                    // And two rows that the target takes for one (21).
+                    "23" | "P0" | "27" | "44" | "21" => Next::InOrder,
                     _ => Next::GiveUp,
                 },
                 None => Next::GiveUp,
             },
             Self::Missing { .. } | Self::Unreplaceable => Next::InOrder,
-            Self::Fenced | Self::Broken(_) => Next::GiveUp,
+            Self::Incomplete { .. } | Self::Fenced | Self::Broken(_) => Next::GiveUp,
         }
     }
 
@@ -101,11 +117,28 @@ impl Failure {
             }
             Self::Missing { plan, what } => {
                 let what = what.map_or_else(|| "such a row".to_owned(), |w| format!("the row with key ({w})"));
+                if plan.is_loose() {
+                    return Error::rejected(format!(
+                        "target table {} does not have {what}: its key does not tell this row from another one (citext, or \
+                         a collation that ignores differences), or the source did not send all of its columns",
+                        plan.target.name
+                    ));
+                }
                 Error::rejected(format!(
                     "target table {} does not have {what}, and the source did not send all of its columns",
                     plan.target.name
                 ))
             }
+            // Without them it would get NULL or a default for what the source has a value of.
+            Self::Incomplete { plan, what } => Error::rejected(format!(
+                "a new row of target table {} lacks {what}: the source did not send all of it",
+                plan.target.name
+            ))
+            .hint(
+                "an update by which a row comes into a publication's row filter leaves out long values that it did not \
+                 touch; set REPLICA IDENTITY FULL on the source's table, and put this row into the target by hand or \
+                 with `anabranch verify FILE --repair`",
+            ),
             Self::Refused { error, plan } => refused(error, plan.as_deref()),
         }
     }

@@ -21,6 +21,9 @@ impl Applier<'_> {
         let plan = self.plan(change.schema())?;
         let keyed = !plan.source.key.is_empty();
         match (change.op(), change.new_row(), change.old_row()) {
+            (Op::Insert, Some(new), _) if sent(&plan, &new).len() < plan.written.len() => {
+                return Err(Failure::incomplete(&plan, &new));
+            }
             (Op::Insert, Some(new), _) if keyed => self.upsert(&plan, &sent(&plan, &new), &[&new]).await,
             (Op::Insert, Some(new), _) => {
                 let columns = sent(&plan, &new);
@@ -87,7 +90,7 @@ impl Applier<'_> {
                 plans.push(plan);
             }
         }
-        let tables: Vec<String> = plans.iter().map(|p| p.target.sql()).collect();
+        let tables: Vec<String> = plans.iter().map(|p| p.target.rows()).collect();
         let restart = if restart { " RESTART IDENTITY" } else { "" };
         let truncate = format!("SAVEPOINT truncating; TRUNCATE {}{restart}; RELEASE truncating", tables.join(", "));
         let refused = |error, plan: Option<&Arc<Plan>>| Failure::Refused { error, plan: plan.cloned() };
@@ -110,7 +113,7 @@ impl Applier<'_> {
             let refers = |p: &Plan, to: &Plan| p.target.references.iter().any(|(oid, _)| *oid == to.target.oid);
             let free = |at: usize| !left.iter().enumerate().any(|(n, p)| n != at && refers(p, &left[at]));
             let next = (0..left.len()).find(|&at| free(at)).unwrap_or(0);
-            delete.push_str(&format!("DELETE FROM {};", left.remove(next).target.sql()));
+            delete.push_str(&format!("DELETE FROM {};", left.remove(next).target.rows()));
         }
         self.client.batch_execute(&delete).await.map_err(|e| refused(e, plans.first()))
     }

@@ -72,7 +72,8 @@ impl Plan {
                         format!("has no column {} in target table {name}", column.name),
                     )
                     .hint(format!(
-                        "run on the target: ALTER TABLE {} ADD COLUMN {} {}",
+                        "run on the target: ALTER TABLE {} ADD COLUMN {} {}; with the DEFAULT that the source gave it, \
+                         which the stream does not bring to rows that are there",
                         target.sql(),
                         ident(&column.name),
                         column.native
@@ -156,6 +157,12 @@ impl Plan {
         self.source.key.contains(&source)
     }
 
+    /// Whether the target takes some different keys for equal. Rows are found by equality, for its index, and by
+    /// their texts: a row that the target does not tell from another one is refused, and does nothing to that one.
+    pub(crate) fn is_loose(&self) -> bool {
+        self.source.key.iter().any(|&k| self.columns[usize::from(k)].is_some() && self.column(k).loose)
+    }
+
     /// Whether new rows may be inserted as such. Not where rows of one statement may refer to each
     /// other, and for some units not after one was there already.
     pub(crate) fn may_trust(&self, replica_role: bool) -> bool {
@@ -190,18 +197,27 @@ impl Plan {
     pub(crate) fn upsert(&self, columns: &[u16]) -> String {
         let mut sql = self.insert(columns, &[]);
         let key: Vec<String> = self.source.key.iter().map(|&k| ident(&self.column(k).name)).collect();
-        let set: Vec<String> = self
-            .settable(columns)
+        let mut set: Vec<String> = self.settable(columns).map(excluded).collect();
+        let loose: Vec<String> = self
+            .key_columns()
+            .into_iter()
+            .filter(|c| c.loose)
             .map(|c| {
-                let name = ident(&c.name);
-                format!("{name} = EXCLUDED.{name}")
+                same_text(&format!("{}.{}", self.target.sql(), ident(&c.name)), &format!("EXCLUDED.{}", ident(&c.name)))
             })
             .collect();
+        if set.is_empty() && !loose.is_empty() {
+            // So that it counts.
+            set.extend(self.key_columns().into_iter().filter(|c| c.loose).map(excluded));
+        }
         _ = write!(sql, " ON CONFLICT ({}) DO ", key.join(", "));
         if set.is_empty() {
             sql.push_str("NOTHING");
         } else {
             _ = write!(sql, "UPDATE SET {}", set.join(", "));
+        }
+        if !loose.is_empty() {
+            _ = write!(sql, " WHERE {}", loose.join(" AND "));
         }
         sql
     }
@@ -215,11 +231,11 @@ impl Plan {
             .filter_map(|k| {
                 let at = columns.iter().position(|c| c == k)?;
                 let column = self.column(*k);
-                Some(format!("t.{} = {}", ident(&column.name), value(column, at)))
+                Some(same(column, &value(column, at)))
             })
             .collect();
         let insert = self.insert(columns, &[]);
-        format!("{insert} WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})", self.target.sql(), key.join(" AND "))
+        format!("{insert} WHERE NOT EXISTS (SELECT FROM {} AS t WHERE {})", self.target.rows(), key.join(" AND "))
     }
 
     /// Columns that an update of a row with this key sets: not the key, unless equal keys may differ
@@ -242,14 +258,9 @@ impl Plan {
         let place = |c: &TargetColumn| all.iter().position(|a| a.name == c.name).unwrap_or_default();
         let set: Vec<String> =
             self.settable(columns).map(|c| format!("{} = s.c{}", ident(&c.name), place(c))).collect();
-        let key: Vec<String> = self
-            .source
-            .key
-            .iter()
-            .map(|&k| self.column(k))
-            .map(|c| format!("t.{} = s.c{}", ident(&c.name), place(c)))
-            .collect();
-        let (table, from, key) = (self.target.sql(), named(&all), key.join(" AND "));
+        let key: Vec<String> =
+            self.source.key.iter().map(|&k| self.column(k)).map(|c| same(c, &format!("s.c{}", place(c)))).collect();
+        let (table, from, key) = (self.target.rows(), named(&all), key.join(" AND "));
         if set.is_empty() {
             // Nothing to set, but the row must be there: the count tells.
             return format!("SELECT 1 FROM {table} AS t, {from} AS s WHERE {key}");
@@ -260,10 +271,10 @@ impl Plan {
     /// `DELETE` of the rows with these keys.
     pub(crate) fn delete(&self) -> String {
         let key: Vec<&TargetColumn> = self.source.key.iter().map(|&k| self.column(k)).collect();
-        let table = self.target.sql();
+        let table = self.target.rows();
         if let [only] = key[..] {
             // Only where the element's own operator is sure to be found.
-            if only.unnests && !only.base.contains(['.', '"']) {
+            if only.unnests && !only.loose && !only.base.contains(['.', '"']) {
                 return format!("DELETE FROM {table} AS t WHERE t.{} = ANY ($1::{}[])", ident(&only.name), only.base);
             }
         }
@@ -282,7 +293,7 @@ impl Plan {
             .map(|(n, &c)| format!("{} = s.c{}", ident(&self.column(c).name), n + key.len()))
             .collect();
         let matches = joined(&key, 0);
-        format!("UPDATE {} AS t SET {} FROM {} AS s WHERE {matches}", self.target.sql(), set.join(", "), named(&all),)
+        format!("UPDATE {} AS t SET {} FROM {} AS s WHERE {matches}", self.target.rows(), set.join(", "), named(&all),)
     }
 
     /// Finds one row by its whole image, for tables without a key. Two rows that are alike to the last
@@ -299,7 +310,7 @@ impl Plan {
         format!(
             "SELECT t.tableoid AS o, t.{place} AS c, s.* FROM {} AS t, {from} AS s \
              WHERE ROW({})::record OPERATOR(pg_catalog.*=) ROW({})::record LIMIT 1",
-            self.target.sql(),
+            self.target.rows(),
             here.join(", "),
             there.join(", ")
         )
@@ -309,7 +320,7 @@ impl Plan {
     pub(crate) fn delete_image(&self, image: &[u16], place: &str) -> String {
         let all: Vec<&TargetColumn> = image.iter().map(|&c| self.column(c)).collect();
         let found = self.find_image(image, &named(&all), place);
-        let table = self.target.sql();
+        let table = self.target.rows();
         format!("DELETE FROM {table} AS t USING ({found}) AS f WHERE t.{place} = f.c AND t.tableoid = f.o")
     }
 
@@ -325,7 +336,7 @@ impl Plan {
             .collect();
         format!(
             "UPDATE {} AS t SET {} FROM ({found}) AS f WHERE t.{place} = f.c AND t.tableoid = f.o",
-            self.target.sql(),
+            self.target.rows(),
             set.join(", ")
         )
     }
@@ -338,12 +349,11 @@ impl Plan {
         for &c in target_columns {
             _ = write!(values, ", t.{}::text", ident(&self.target.columns[c].name));
         }
-        let matches: Vec<String> =
-            key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", ident(&c.name), value(c, n))).collect();
+        let matches: Vec<String> = key.iter().enumerate().map(|(n, c)| same(c, &value(c, n))).collect();
         let (arrays, names) = arrays(&key);
         format!(
             "SELECT {values} FROM {} AS t, unnest({arrays}) WITH ORDINALITY AS s({names}, n) WHERE {}",
-            self.target.sql(),
+            self.target.rows(),
             matches.join(" AND ")
         )
     }
@@ -361,10 +371,7 @@ impl Plan {
         KeyRows {
             names: list(key.iter().map(|c| ident(&c.name)).collect(), ", "),
             values: list(key.iter().enumerate().map(|(n, c)| value(c, n)).collect(), ", "),
-            matches: list(
-                key.iter().enumerate().map(|(n, c)| format!("t.{} = {}", ident(&c.name), value(c, n))).collect(),
-                " AND ",
-            ),
+            matches: list(key.iter().enumerate().map(|(n, c)| same(c, &value(c, n))).collect(), " AND "),
             arrays,
             aliases,
         }
@@ -426,7 +433,23 @@ fn named(columns: &[&TargetColumn]) -> String {
 
 /// A condition that joins the target's `columns` with those of the from item, counted from `first`.
 fn joined(columns: &[&TargetColumn], first: usize) -> String {
-    let matches: Vec<String> =
-        columns.iter().enumerate().map(|(n, c)| format!("t.{} = s.c{}", ident(&c.name), n + first)).collect();
+    let matches: Vec<String> = columns.iter().enumerate().map(|(n, c)| same(c, &format!("s.c{}", n + first))).collect();
     matches.join(" AND ")
+}
+
+/// A condition that joins a column of the target with a value.
+fn same(column: &TargetColumn, value: &str) -> String {
+    let name = format!("t.{}", ident(&column.name));
+    let equal = format!("{name} = {value}");
+    if column.loose { format!("{equal} AND {}", same_text(&name, value)) } else { equal }
+}
+
+/// A condition that two texts are the same to the byte.
+fn same_text(a: &str, b: &str) -> String {
+    format!("{a}::pg_catalog.text = {b}::pg_catalog.text COLLATE pg_catalog.\"C\"")
+}
+
+fn excluded(column: &TargetColumn) -> String {
+    let name = ident(&column.name);
+    format!("{name} = EXCLUDED.{name}")
 }

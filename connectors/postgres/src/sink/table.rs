@@ -15,6 +15,8 @@ use crate::sql::ident;
 pub(crate) struct Table {
     pub(crate) oid: u32,
     pub(crate) name: TableName,
+    /// Other tables inherit from it, whose rows would count as its own; and no trigger puts its rows into them.
+    has_heirs: bool,
     pub(crate) columns: Vec<TargetColumn>,
     pub(crate) unique: Vec<UniqueIndex>,
     /// Tables that its foreign keys refer to.
@@ -43,6 +45,8 @@ pub(crate) struct TargetColumn {
     /// An array of it can be unnested into a column of it. Not so for arrays (they flatten), for
     /// composites (they expand), and for the few types with another delimiter or no array type.
     pub(crate) unnests: bool,
+    /// Different texts count as equal: `citext`, a collation that ignores case.
+    pub(crate) loose: bool,
     pub(crate) encoding: Encoding,
 }
 
@@ -80,7 +84,11 @@ pub(crate) struct Trigger {
     pub(crate) on_origin: bool,
 }
 
-const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text \
+/// 7: BEFORE INSERT FOR EACH ROW (`pg_trigger.h`), which is how rows came into partitions before PostgreSQL 10.
+const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass AND NOT EXISTS ( \
+      SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7 \
+        AND t.tgenabled = ANY (CASE current_setting('session_replication_role') \
+                               WHEN 'replica' THEN '{R,A}' ELSE '{O,A}' END::\"char\"[])) \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'f') \
       AND (n.nspname = $1::text OR $1::text = '' AND n.nspname = ANY (current_schemas(false))) \
@@ -90,7 +98,9 @@ const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypm
       a.attnotnull, a.atthasdef, a.attidentity::text, a.attgenerated::text, t.typcategory::text, \
       t.typarray <> 0 AND t.typdelim = ',' AND t.typcategory <> 'A' AND b.typtype <> 'c', \
       ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = d.oid ORDER BY e.enumsortorder), \
-      format_type(d.oid, d.modifier) \
+      format_type(d.oid, d.modifier), \
+      b.typname = 'citext' OR EXISTS (SELECT FROM pg_catalog.pg_collation k \
+        WHERE k.oid = a.attcollation AND to_jsonb(k) ->> 'collisdeterministic' = 'false') \
     FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
     CROSS JOIN LATERAL (WITH RECURSIVE d(oid, modifier) AS ( \
         SELECT t.oid, a.atttypmod UNION ALL \
@@ -146,6 +156,7 @@ impl Table {
         Ok(Some(Self {
             oid: oid as u32,
             name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
+            has_heirs: row.get(3),
             columns: columns.iter().map(column).collect(),
             unique: indexes
                 .iter()
@@ -166,6 +177,12 @@ impl Table {
     /// Its name, quoted.
     pub(crate) fn sql(&self) -> String {
         format!("{}.{}", ident(&self.name.schema), ident(&self.name.name))
+    }
+
+    /// Its own rows, for a statement that reads, changes or removes some: without those of tables that inherit
+    /// from it, which are tables of the source by themselves.
+    pub(crate) fn rows(&self) -> String {
+        format!("{}{}", if self.has_heirs { "ONLY " } else { "" }, self.sql())
     }
 
     /// The place of a column.
@@ -221,6 +238,7 @@ fn column(row: &Row) -> TargetColumn {
         },
         generated: !row.get::<_, String>(6).is_empty(),
         unnests: row.get(8),
+        loose: row.get(11),
         encoding: match (storage.as_str(), category.as_str()) {
             ("bytea", _) => Encoding::Bytea,
             (_, "N") => Encoding::Number,

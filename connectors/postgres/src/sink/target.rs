@@ -112,7 +112,7 @@ impl TargetSchema for Target {
     async fn clear(&self, name: &TableName) -> Result<()> {
         let session = self.session().await?;
         let (client, _) = client(&session)?;
-        let table = self.table(client, name).await?.sql();
+        let table = self.table(client, name).await?.rows();
         let Err(error) = client.batch_execute(&format!("TRUNCATE {table}")).await else { return Ok(()) };
         // Another table refers to it, the right is missing, or it is a view.
         let code = error.code().cloned();
@@ -140,7 +140,7 @@ impl TargetSchema for Target {
     async fn is_empty(&self, name: &TableName) -> Result<bool> {
         let session = self.session().await?;
         let (client, _) = client(&session)?;
-        let table = self.table(client, name).await?.sql();
+        let table = self.table(client, name).await?.rows();
         let row = client
             .query_one(&format!("SELECT NOT EXISTS (SELECT FROM {table})"), &[])
             .await
@@ -191,6 +191,13 @@ fn warnings(table: &Table, key: &[u16], replica: bool) -> Vec<String> {
         warnings.push(
             "foreign keys are checked for replicated rows: the user may not set session_replication_role".to_owned(),
         );
+    }
+    let in_key = |name: &String| table.unique.iter().any(|index| index.columns.contains(name));
+    for column in table.columns.iter().filter(|c| c.loose && in_key(&c.name)) {
+        warnings.push(format!(
+            "key column {} ({}) takes some different texts for equal: rows that it does not tell apart are refused",
+            column.name, column.native
+        ));
     }
     for (i, column) in table.columns.iter().enumerate() {
         if column.identity == Some(Identity::Always) && !key.contains(&(i as u16)) {

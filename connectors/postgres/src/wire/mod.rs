@@ -3,6 +3,7 @@
 //! One owner reads and writes. Everything that was received or is still to be sent lies in this
 //! struct, so every future here may be dropped at any await.
 
+mod binding;
 pub(crate) mod inbox;
 mod startup;
 mod stream;

@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::{Host, SslNegotiation};
 use tokio_rustls::TlsConnector;
 
+use super::binding;
 use crate::connect::{Endpoint, port};
 use crate::error::socket;
 use crate::tls::SslMode;
@@ -22,30 +23,41 @@ pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for T {}
 
-/// A connected socket, and whether it is encrypted.
+/// A connected socket, and what secures it.
 pub(crate) struct Connected {
     pub(crate) stream: Box<dyn Stream>,
-    pub(crate) encrypted: bool,
+    pub(crate) security: Security,
 }
 
-/// Connects to the first of the endpoint's hosts that answers.
-pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Connected> {
-    let config = endpoint.config();
-    let hosts = config.get_hosts();
-    let addresses = config.get_hostaddrs();
-    let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(15));
-    let mut failure = None;
-    for at in 0..hosts.len().max(addresses.len()) {
-        let attempt = one(endpoint, hosts.get(at), addresses.get(at).map(ToString::to_string), at);
-        match tokio::time::timeout(limit, attempt).await {
-            Ok(Ok(connected)) => return Ok(connected),
-            Ok(Err(e)) => failure = Some(e),
-            Err(_) => {
-                failure = Some(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting())));
-            }
-        }
+/// What secures a socket.
+#[derive(Debug)]
+pub(crate) enum Security {
+    /// Nothing.
+    Plain,
+    /// TLS, and what binds a login to it, if the server's certificate has such a thing.
+    Tls(Option<Vec<u8>>),
+}
+
+impl Connected {
+    fn plain(stream: impl Stream + 'static) -> Self {
+        Self { stream: Box::new(stream), security: Security::Plain }
     }
-    Err(failure.unwrap_or_else(|| Error::config(endpoint, "names no host")))
+}
+
+/// How many places the endpoint names.
+pub(crate) fn places(endpoint: &Endpoint) -> usize {
+    endpoint.config().get_hosts().len().max(endpoint.config().get_hostaddrs().len())
+}
+
+/// Connects to one of them.
+pub(crate) async fn connect(endpoint: &Endpoint, at: usize) -> Result<Connected> {
+    let config = endpoint.config();
+    let limit = config.get_connect_timeout().copied().unwrap_or(Duration::from_secs(15));
+    let address = config.get_hostaddrs().get(at).map(ToString::to_string);
+    let attempt = one(endpoint, config.get_hosts().get(at), address, at);
+    tokio::time::timeout(limit, attempt)
+        .await
+        .unwrap_or_else(|_| Err(Error::transient(format!("{}: no answer in {limit:?}", endpoint.connecting()))))
 }
 
 async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, at: usize) -> Result<Connected> {
@@ -57,7 +69,7 @@ async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, 
             let stream = UnixStream::connect(&path)
                 .await
                 .map_err(|e| socket(e, &format!("{} ({})", endpoint.connecting(), path.display())))?;
-            return Ok(Connected { stream: Box::new(stream), encrypted: false });
+            return Ok(Connected::plain(stream));
         }
         Some(Host::Tcp(name)) => name.clone(),
         None => address.clone().unwrap_or_default(),
@@ -65,7 +77,7 @@ async fn one(endpoint: &Endpoint, host: Option<&Host>, address: Option<String>, 
     let stream = TcpStream::connect((address.as_deref().unwrap_or(&name), port)).await.map_err(|e| socket(e, &what))?;
     stream.set_nodelay(true).map_err(|e| socket(e, &what))?;
     match endpoint.tls() {
-        None => Ok(Connected { stream: Box::new(stream), encrypted: false }),
+        None => Ok(Connected::plain(stream)),
         Some(tls) => negotiate(endpoint, stream, &name, tls, &what).await,
     }
 }
@@ -87,7 +99,7 @@ async fn negotiate(
         let answer = stream.read_u8().await.map_err(|e| socket(e, what))?;
         if answer != b'S' {
             if endpoint.ssl_mode() == SslMode::Prefer {
-                return Ok(Connected { stream: Box::new(stream), encrypted: false });
+                return Ok(Connected::plain(stream));
             }
             return Err(Error::config(what, "the server does not speak TLS")
                 .hint("set ssl=on on the server, or add sslmode=disable to the URL if the network is trusted"));
@@ -100,5 +112,6 @@ async fn negotiate(
         config.alpn_protocols = vec![b"postgresql".to_vec()];
     }
     let stream = TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(|e| socket(e, what))?;
-    Ok(Connected { stream: Box::new(stream), encrypted: true })
+    let binding = stream.get_ref().1.peer_certificates().and_then(|all| binding::of_certificate(all.first()?));
+    Ok(Connected { stream: Box::new(stream), security: Security::Tls(binding) })
 }

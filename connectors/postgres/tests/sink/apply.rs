@@ -419,3 +419,138 @@ async fn a_new_row_that_is_there_already_is_overwritten() {
         }
     }
 }
+
+/// A row that an update brought into a row filter comes as an insert without the long values that the update did
+/// not touch: with NULL in their place it would be wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_row_that_lacks_values_is_refused() {
+    for db in databases() {
+        db.exec("CREATE TABLE t (id bigint PRIMARY KEY, a text, b text); CREATE TABLE n (a text, b text)");
+        let (t, n) =
+            (table("t", &[("id", INT), ("a", TEXT), ("b", TEXT)], 1), table("n", &[("a", TEXT), ("b", TEXT)], 0));
+        let mut w = db.writer(&db.sink(), 1).await;
+        let lacking = |row: &[&str]| Changes::new().insert(&t, &["1", "x", "y"]).insert(&t, row).unit();
+        refused(&mut w, &lacking(&["2", "x", "?"]), ErrorKind::Rejected, "public.t lacks b (id = 2)").await;
+        let keyless = Changes::new().insert(&n, &["?", "y"]).unit();
+        refused(&mut w, &keyless, ErrorKind::Rejected, "public.n lacks a").await;
+        // Changed again, and still not whole; in any mode.
+        let changed = Changes::new().insert(&t, &["2", "x", "?"]).update(&t, None, &["2", "z", "?"]);
+        refused(&mut w, &changed.unit(), ErrorKind::Rejected, "REPLICA IDENTITY FULL").await;
+        assert_eq!(db.rows("SELECT * FROM t"), Vec::<String>::new());
+        // Whole by what follows.
+        let whole = Changes::new().insert(&t, &["2", "x", "?"]).update(&t, None, &["2", "?", "w"]);
+        write(&mut w, &whole.unit()).await;
+        assert_eq!(db.rows("SELECT * FROM t"), ["2|x|w"]);
+    }
+}
+
+/// Rows of a table that inherits from another one are that table's, though a plain statement takes them along.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_heirs_are_not_those_of_the_table() {
+    for db in databases() {
+        db.exec(
+            "CREATE TABLE p (id bigint PRIMARY KEY, v text UNIQUE); CREATE TABLE h (PRIMARY KEY (id)) INHERITS (p); \
+             CREATE TABLE n (v text, w text); CREATE TABLE nh () INHERITS (n)",
+        );
+        let [p, h] = ["p", "h"].map(|name| table(name, &[("id", INT), ("v", TEXT)], 1));
+        let n = table("n", &[("v", TEXT), ("w", TEXT)], 0);
+        db.exec("INSERT INTO h SELECT i, 'heir' || i FROM generate_series(1, 4) i; INSERT INTO nh VALUES ('a', 'b')");
+        let sink = db.sink();
+        assert!(sink.target().unwrap().is_empty(&p.name).await.unwrap());
+        let mut w = db.writer(&sink, 1).await;
+        let rows = (1..=4).fold(Changes::new(), |c, i| c.insert(&p, &[&i.to_string(), &format!("v{i}")]));
+        write(&mut w, &rows.insert(&n, &["a", "b"]).unit()).await;
+        let heirs = "SELECT id, v FROM ONLY h ORDER BY id";
+        let before = db.rows(heirs);
+        // In bulk, partly, by swapping, one by one, by image.
+        let unit = Changes::new()
+            .update(&p, None, &["1", "v2"])
+            .update(&p, None, &["2", "v1"])
+            .update(&p, Some(&["3", "?"]), &["7", "?"])
+            .delete(&p, &["4", "?"])
+            .update(&n, Some(&["a", "b"]), &["a", "c"]);
+        write(&mut w, &unit.unit()).await;
+        assert_eq!(db.rows("SELECT id, v FROM ONLY p ORDER BY id"), ["1|v2", "2|v1", "7|v3"]);
+        assert_eq!(db.rows("SELECT * FROM ONLY n"), ["a|c"]);
+        write(&mut w, &Changes::new().update(&p, None, &["1", "?"]).unit()).await;
+        refused(&mut w, &Changes::new().update(&p, None, &["3", "?"]).unit(), ErrorKind::Rejected, "id = 3").await;
+        write(&mut w, &Changes::new().delete(&n, &["a", "c"]).unit()).await;
+        let mut read = sink.verifier().unwrap().rows(&p, None).await.unwrap();
+        assert_eq!(read.next().await.unwrap().unwrap().len(), 3);
+        write(&mut w, &Changes::new().truncate(&p).unit()).await;
+        assert_eq!(db.rows("SELECT id FROM ONLY p"), Vec::<String>::new());
+        sink.target().unwrap().clear(&p.name).await.unwrap();
+        assert_eq!(db.rows(heirs), before);
+        assert_eq!(db.rows("SELECT * FROM ONLY nh"), ["a|b"]);
+        write(&mut w, &Changes::new().delete(&h, &["4", "?"]).unit()).await;
+        assert_eq!(db.rows("SELECT count(*) FROM h"), ["3"]);
+        w.close().await.unwrap();
+
+        // A trigger of the target, if it fires, puts the table's own rows into its heirs.
+        db.exec(
+            "CREATE TABLE r (id bigint PRIMARY KEY, v text); CREATE TABLE rh (PRIMARY KEY (id)) INHERITS (r);
+             CREATE FUNCTION route() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN INSERT INTO rh VALUES (NEW.*); RETURN NULL; END';
+             CREATE TRIGGER route BEFORE INSERT ON r FOR EACH ROW EXECUTE FUNCTION route()",
+        );
+        let r = table("r", &[("id", INT), ("v", TEXT)], 1);
+        for (role, place) in [(Privilege::Off, "rh"), (Privilege::Auto, "ONLY r")] {
+            let mut w = db.writer(&db.sink().replica_role(role), 2).await;
+            write(&mut w, &Changes::new().insert(&r, &["1", "a"]).unit()).await;
+            assert_eq!(db.rows(&format!("SELECT * FROM {place}")), ["1|a"]);
+            write(&mut w, &Changes::new().delete(&r, &["1", "?"]).unit()).await;
+            assert_eq!(db.rows("SELECT * FROM r"), Vec::<String>::new());
+            w.close().await.unwrap();
+        }
+    }
+}
+
+/// A key of the target that ignores case: rows of the source that differ in nothing else are not merged.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_the_target_does_not_tell_apart_are_refused() {
+    let ci = "CREATE COLLATION ci (provider = icu, locale = 'und-u-ks-level2', deterministic = false)";
+    for db in databases() {
+        for (made_by, of, role) in [
+            (ci, "text COLLATE ci", Privilege::Auto),
+            ("CREATE EXTENSION citext", "citext", Privilege::Auto),
+            ("SELECT 1", "citext", Privilege::Off),
+        ] {
+            if db.server.exec(&db.name, made_by).is_err() {
+                println!("skipped: this server cannot {made_by}");
+                continue;
+            }
+            db.exec(&format!(
+                "DROP TABLE IF EXISTS c, k, p; CREATE TABLE p (k {of} PRIMARY KEY, v text); CREATE TABLE k (k {of} PRIMARY KEY);
+                 CREATE TABLE c (p {of} REFERENCES p)"
+            ));
+            let (p, k) = (table("p", &[("k", TEXT), ("v", TEXT)], 1), table("k", &[("k", TEXT)], 1));
+            let sink = db.sink().replica_role(role);
+            let described = sink.target().unwrap().describe(&k.name).await.unwrap().unwrap();
+            assert!(described.warnings.iter().any(|w| w.contains("key column k")), "{:?}", described.warnings);
+            let mut w = db.writer(&sink, 1).await;
+            write(&mut w, &Changes::new().insert(&p, &["a", "1"]).insert(&k, &["a"]).unit()).await;
+            for unit in [
+                Changes::new().insert(&p, &["A", "2"]),
+                Changes::new().update(&p, None, &["A", "2"]),
+                Changes::new().insert(&p, &["b", "3"]).insert(&p, &["B", "4"]),
+                Changes::new().insert(&k, &["A"]),
+                Changes::new().insert(&k, &["b"]).insert(&k, &["B"]),
+            ] {
+                refused(&mut w, &unit.unit(), ErrorKind::Rejected, "public.").await;
+            }
+            // What names another row does nothing to this one.
+            write(&mut w, &Changes::new().delete(&p, &["A", "?"]).delete(&k, &["A"]).unit()).await;
+            let partial = Changes::new().update(&p, None, &["A", "?"]).unit();
+            refused(&mut w, &partial, ErrorKind::Rejected, "(k = A)").await;
+            assert_eq!(db.rows("SELECT * FROM p"), ["a|1"], "{of}");
+            assert_eq!(db.rows("SELECT * FROM k"), ["a"], "{of}");
+            // Its own key may change its case, and another row may take it.
+            write(&mut w, &Changes::new().update(&p, Some(&["a", "?"]), &["A", "5"]).unit()).await;
+            assert_eq!(db.rows("SELECT * FROM p"), ["A|5"], "{of}");
+            write(&mut w, &Changes::new().delete(&p, &["A", "?"]).insert(&p, &["a", "6"]).unit()).await;
+            write(&mut w, &Changes::new().update(&p, None, &["a", "7"]).unit()).await;
+            assert_eq!(db.rows("SELECT * FROM p"), ["a|7"], "{of}");
+            w.close().await.unwrap();
+        }
+    }
+}

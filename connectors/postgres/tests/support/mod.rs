@@ -1,6 +1,8 @@
 //! A throwaway server for one test.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub(crate) mod reading;
+
 use std::ops::Deref;
 use std::path::Path;
 

@@ -105,12 +105,16 @@ fn view_rows(state: &State, dialect: Dialect, view: &str) -> Option<Vec<Row>> {
                         ("option_value", Some(value)),
                     ])
                 };
+                let more = stream.options.iter().map(|(name, value)| option(name, value)).collect::<Vec<_>>();
                 [
                     option("value_capture_type", stream.capture.name()),
                     option("retention_period", "7d"),
                     option("partition_mode", mode),
                     option("allow_txn_exclusion", if stream.allow_exclusion { "true" } else { "false" }),
                 ]
+                .into_iter()
+                .chain(more)
+                .collect::<Vec<_>>()
             };
             state.streams.values().flat_map(options).collect()
         }

@@ -42,6 +42,8 @@ pub struct Stream {
     pub(crate) records_commits: bool,
     /// What the information schema says of it.
     pub(crate) capture: Capture,
+    /// Further options that the information schema tells.
+    pub(crate) options: Vec<(String, String)>,
 }
 
 /// What a partition holds: records from `start` (inclusive) to `end`.
@@ -81,6 +83,12 @@ impl Stream {
     /// each transaction.
     pub fn capture(&mut self, capture: Capture) -> &mut Self {
         self.capture = capture;
+        self
+    }
+
+    /// A further option, as the information schema tells it; it changes nothing of what is sent.
+    pub fn option(&mut self, name: &str, value: &str) -> &mut Self {
+        self.options.push((name.to_owned(), value.to_owned()));
         self
     }
 

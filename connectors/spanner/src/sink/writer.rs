@@ -28,12 +28,14 @@ pub(crate) struct SpannerWriter {
     staged: Program,
     staged_changes: u64,
     staged_transactions: u64,
+    /// Its first part was taken.
+    open: bool,
 }
 
 impl SpannerWriter {
     pub(crate) fn new(shared: Arc<Shared>, lane: Lane) -> Self {
         let (staged, plans) = (Program::default(), Plans::default());
-        Self { shared, lane, plans, staged, staged_changes: 0, staged_transactions: 0 }
+        Self { shared, lane, plans, staged, staged_changes: 0, staged_transactions: 0, open: false }
     }
 
     async fn stage(&mut self, unit: &Unit) -> Result<()> {
@@ -48,7 +50,7 @@ impl SpannerWriter {
 
     fn forget(&mut self) {
         self.staged = Program::default();
-        (self.staged_changes, self.staged_transactions) = (0, 0);
+        (self.staged_changes, self.staged_transactions, self.open) = (0, 0, false);
         // What went wrong may be that someone changed a table: describe them anew.
         self.plans.clear();
     }
@@ -63,7 +65,7 @@ impl SpannerWriter {
         let done = self.shared.transact(&self.lane.pipeline, &mut work).await;
         let done = done.map(drop).map_err(|e| work.failed(e));
         match &done {
-            Ok(()) => (self.staged_changes, self.staged_transactions) = (0, 0),
+            Ok(()) => (self.staged_changes, self.staged_transactions, self.open) = (0, 0, false),
             Err(_) => self.forget(),
         }
         done
@@ -75,9 +77,11 @@ impl SinkWriter for SpannerWriter {
     async fn write(&mut self, unit: &Unit) -> Result<Written> {
         if !unit.part.ends() {
             self.stage(unit).await?;
+            self.open = true;
             return Ok(Written::accepted());
         }
-        if unit.part == Part::Last && self.staged_changes == 0 && self.staged.actions.is_empty() {
+        // Its parts may have no rows so far: messages, rows that are left out.
+        if unit.part == Part::Last && !self.open {
             return Err(Error::fatal("a unit ends a transaction that was not begun"));
         }
         let pieces = if unit.part == Part::Whole { pieces(unit) } else { vec![unit.clone()] };

@@ -68,6 +68,8 @@ pub(crate) struct Stream {
     /// Seconds.
     pub(crate) retention: i64,
     pub(crate) mutable: bool,
+    /// Options by which it leaves changes out.
+    pub(crate) excludes: Vec<String>,
     watched: Vec<(TableName, Watch)>,
 }
 
@@ -88,6 +90,7 @@ impl Stream {
             capture: Capture::NewRowAndOldValues,
             retention,
             mutable: false,
+            excludes: Vec::new(),
             watched: tables.into_iter().map(|t| (t, Watch::All)).collect(),
         }
     }
@@ -181,7 +184,7 @@ impl<'a> Catalog<'a> {
         }
         // Spanner's default; every option that is not written has its default.
         let (capture, retention, mutable) = (Capture::OldAndNewValues, RETENTION, false);
-        let mut stream = Stream { all, capture, retention, mutable, watched };
+        let mut stream = Stream { all, capture, retention, mutable, excludes: Vec::new(), watched };
         for row in self.rows(of("change_stream_options", "option_name, option_value")).await? {
             let [option, value] = texts(&row)?;
             let unknown = || Error::fatal(format!("the change stream {name} has the unknown {option} {value:?}"));
@@ -189,6 +192,9 @@ impl<'a> Catalog<'a> {
                 "value_capture_type" => stream.capture = Capture::parse(value).ok_or_else(unknown)?,
                 "retention_period" => stream.retention = seconds(value).ok_or_else(unknown)?,
                 "partition_mode" => stream.mutable = value == "MUTABLE_KEY_RANGE",
+                _ if option.starts_with("exclude_") && value.eq_ignore_ascii_case("true") => {
+                    stream.excludes.push(option.to_owned());
+                }
                 _ => {}
             }
         }

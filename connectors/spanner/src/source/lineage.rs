@@ -84,8 +84,17 @@ pub(crate) fn begun(reader: &PartitionId, at: Instant, tokens: Vec<String>) -> i
 /// Mutable key ranges: the reader's own partition goes on after its record `sequence` of this time.
 pub(crate) fn goes_on(reader: &PartitionId, token: &str, at: Instant, sequence: u32) -> Partition {
     // Rows may move at the same time too: what follows that has another name.
-    let id = named(&format!("past-{sequence}"), at, token);
+    let moved = if has_moved(reader, at) { "moved-" } else { "" };
+    let id = named(&format!("{moved}past-{sequence}"), at, token);
     Partition { id, parents: vec![reader.clone()], start: Some(place::amid(at, sequence)) }
+}
+
+/// Mutable key ranges: whether the partition is what follows a move of rows at this very time.
+pub(crate) fn has_moved(id: &PartitionId, at: Instant) -> bool {
+    match id.as_str().splitn(3, '/').collect::<Vec<_>>()[..] {
+        [what, time, _] => (what == "next" || what.starts_with("moved-")) && time == at.to_string(),
+        _ => false,
+    }
 }
 
 /// Mutable key ranges: what follows a move of rows at `at`, record `sequence` of the reader's partition.

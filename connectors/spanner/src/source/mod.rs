@@ -24,7 +24,7 @@ use anabranch_core::{
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 
-use crate::client::{Client, Code, Instant, Official};
+use crate::client::{Client, Code, Instant, Official, ReadAt};
 use crate::decode::Form;
 use assemble::{Assembler, Skip};
 pub use catalog::Dialect;
@@ -327,11 +327,13 @@ impl Source for Spanner {
 
 #[async_trait]
 impl Marker for Spanner {
-    /// The present, by Spanner's clock: whatever was committed before has an earlier commit time. It
-    /// is told of the first partition, whose descendants must all have passed it.
+    /// The time of a strong read: it sees whatever was committed before, so that has this commit time or an
+    /// earlier one. The clock of a server may be behind that. It is told of the first partition, whose
+    /// descendants must all have passed it.
     async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
-        let now = catalog::now(&*self.connected().await?).await?;
-        Ok(BTreeMap::from([(lineage::root_id(), place::before(now))]))
+        let read = self.connected().await?.batch_read(ReadAt::Strong).await;
+        let read = read.map_err(|e| e.into_core("cannot ask for the time of a read"))?;
+        Ok(BTreeMap::from([(lineage::root_id(), place::through(read.at()))]))
     }
 }
 

@@ -32,8 +32,26 @@ pub(crate) struct Reader {
     children: Vec<Partition>,
     /// Where the children begin.
     split: Option<Instant>,
+    /// Mutable key ranges: where the partition is cut next.
+    turn: Option<Turn>,
     end: Option<End>,
     mark: Mark,
+}
+
+/// Mutable key ranges: everything that one time brings a partition without a change in between. Waited for
+/// until the next record: cut between two moves of one time, the part after both would have two names.
+struct Turn {
+    at: Instant,
+    sequence: u32,
+    begun: Vec<String>,
+    from: Vec<String>,
+    to: Vec<String>,
+}
+
+impl Turn {
+    fn takes(&self, record: &Record) -> bool {
+        matches!(record, Record::Start { at, .. } | Record::Event { at, .. } if *at == self.at)
+    }
 }
 
 /// Why there is no more to read.
@@ -66,6 +84,7 @@ impl Reader {
             assembler,
             children: Vec::new(),
             split: None,
+            turn: None,
             end,
             mark,
         }
@@ -111,6 +130,13 @@ impl Reader {
     }
 
     fn on_record(&mut self, record: Record) -> Result<()> {
+        if self.turn.as_ref().is_some_and(|turn| !turn.takes(&record)) {
+            // It is the first one of what follows.
+            self.take_turn();
+        }
+        if self.end.is_some() {
+            return Ok(());
+        }
         match record {
             Record::Data(record) => self.assembler.data(*record)?,
             Record::Heartbeat(at) => self.assembler.heartbeat(at),
@@ -118,25 +144,36 @@ impl Reader {
                 self.splits(record.start);
                 self.children.extend(lineage::children(&self.id, record));
             }
-            Record::Start { at, sequence, tokens } => {
-                if self.assembler.skips(at, sequence) {
-                    return Ok(());
+            Record::Start { at, sequence, tokens } if self.token.is_none() => {
+                if !self.assembler.skips(at, sequence) {
+                    self.splits(at);
+                    self.children.extend(lineage::begun(&self.id, at, tokens));
                 }
-                self.splits(at);
-                self.children.extend(lineage::begun(&self.id, at, tokens));
-                if let Some(token) = &self.token {
-                    self.children.push(lineage::goes_on(&self.id, token, at, sequence));
-                    self.close();
+            }
+            Record::Start { at, sequence, tokens } => {
+                if !self.assembler.skips(at, sequence) {
+                    self.turn(at, sequence).begun.extend(tokens);
                 }
             }
             Record::Event { at, sequence, from, to } => {
                 let idle = from.is_empty() && to.is_empty();
-                let Some(token) = self.token.as_ref().filter(|_| !idle && !self.assembler.skips(at, sequence)) else {
+                if self.token.is_none() || idle || self.assembler.skips(at, sequence) {
                     return Ok(());
-                };
-                self.children = lineage::moved(&self.id, token, (at, sequence), &from, &to);
-                self.splits(at);
-                self.close();
+                }
+                if lineage::has_moved(&self.id, at) {
+                    return Err(Error::fatal(format!(
+                        "rows moved twice at {at} in one partition of the change stream {}, with changes in between: \
+                         the order of their changes is not known",
+                        self.shared.stream_name
+                    ))
+                    .hint(
+                        "use a change stream with partition_mode = 'IMMUTABLE_KEY_RANGE', with a new pipeline and a \
+                           snapshot",
+                    ));
+                }
+                let turn = self.turn(at, sequence);
+                turn.from.extend(from);
+                turn.to.extend(to);
             }
             Record::End { at, .. } => {
                 self.assembler.heartbeat(at);
@@ -144,6 +181,27 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    fn turn(&mut self, at: Instant, sequence: u32) -> &mut Turn {
+        let new = || Turn { at, sequence, begun: Vec::new(), from: Vec::new(), to: Vec::new() };
+        let turn = self.turn.get_or_insert_with(new);
+        turn.sequence = sequence;
+        turn
+    }
+
+    /// Cuts the partition.
+    fn take_turn(&mut self) {
+        let (Some(turn), Some(token)) = (self.turn.take(), &self.token) else { return };
+        self.children = lineage::begun(&self.id, turn.at, turn.begun).collect();
+        if turn.from.is_empty() && turn.to.is_empty() {
+            self.children.push(lineage::goes_on(&self.id, token, turn.at, turn.sequence));
+        } else {
+            let at = (turn.at, turn.sequence);
+            self.children.extend(lineage::moved(&self.id, token, at, &turn.from, &turn.to));
+        }
+        self.splits(turn.at);
+        self.close();
     }
 
     fn splits(&mut self, at: Instant) {
@@ -169,6 +227,7 @@ impl Reader {
     /// else there is more to read, from what was heard last on.
     async fn on_end(&mut self) -> Result<()> {
         self.rows = None;
+        self.take_turn();
         if self.end.is_some() {
             return Ok(());
         }
@@ -196,6 +255,8 @@ impl Reader {
 
     fn on_error(&mut self, e: SpannerError) -> Result<()> {
         self.rows = None;
+        // More of its time may follow: it is read again.
+        self.turn = None;
         // A long query is cut now and then: what came before is no failure.
         if e.code.is_transient() && self.has_advanced() {
             tracing::debug!(partition = %self.id, error = %e, "a change stream's query was cut");

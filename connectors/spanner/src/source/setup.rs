@@ -178,6 +178,16 @@ fn remarks(source: &Spanner, stream: &Stream) -> Vec<String> {
             Capture::NewRowAndOldValues.name()
         ));
     }
+    for option in &stream.excludes {
+        let what = match option.as_str() {
+            "exclude_insert" => "inserts",
+            "exclude_update" => "updates",
+            "exclude_delete" => "deletes",
+            "exclude_ttl_deletes" => "deletes by a row deletion policy",
+            _ => "changes",
+        };
+        remarks.push(format!("-- the change stream {name} leaves out {what} ({option}): the target never has them"));
+    }
     remarks
 }
 

@@ -202,3 +202,103 @@ async fn a_server_that_comes_back_is_read_on() {
     running.stop().await.unwrap();
     assert_eq!(rows(&sink.rows(&kv_name(Dialect::GoogleSql))).len(), 20);
 }
+
+/// Rows come to one partition from several others, and leave it, all at one time, each told by a record of
+/// its own; a partition begins then, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn moves_of_one_time_are_one_cut() {
+    for dialect in DIALECTS {
+        let mut stream = Stream::mutable(STREAM);
+        stream.root("a", t(0)).root("b", t(0)).root("c", t(0));
+        for (n, holder) in ["a", "b", "c"].into_iter().enumerate() {
+            stream.commit(Committed::at(t(1)).id(holder).insert(holder, &kv(), row(n, 1)));
+        }
+        stream.move_keys(&["b"], t(5), &["a"]).move_keys(&["c"], t(5), &["a"]).move_keys(&["a"], t(5), &["b"]);
+        stream.split("a", t(5), &["d"]);
+        for (n, holder) in ["b", "a", "d"].into_iter().enumerate() {
+            let update = |at, v| Committed::at(at).id(holder).update(holder, &kv(), row(n, v), json!({"v": "1"}));
+            stream.commit(update(t(6), 2)).commit(update(t(12), 3));
+        }
+        let fake = Arc::new(script(dialect, stream, t(20)).start());
+        let sink = all(Arc::clone(&fake)).await;
+        let found = rows(&sink.rows(&kv_name(dialect)));
+        assert_eq!(found, (0..3).map(|n| (n, 3)).collect(), "{dialect:?}");
+    }
+}
+
+/// With changes in between nobody can tell which of them come before which: it is told, nothing is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn moves_of_one_time_around_a_change_are_an_error() {
+    let mut stream = Stream::mutable(STREAM);
+    stream.root("a", t(0)).root("b", t(0)).root("c", t(0)).move_keys(&["b"], t(5), &["a"]);
+    stream.commit(Committed::at(t(5)).insert("a", &kv(), row(1, 1))).move_keys(&["c"], t(5), &["a"]);
+    let fake = script(Dialect::GoogleSql, stream, t(20)).start();
+    let mut running = start(pipeline(&fake, t(0), &MemorySink::new())).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), running.wait()).await;
+    let error = ended.expect("the pipeline ends").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fatal, "{}", error.report());
+    assert!(error.report().contains("rows moved twice"), "{}", error.report());
+}
+
+/// What a change stream leaves out is lost to the target: told before the first row.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_change_stream_leaves_out_is_told() {
+    let mut stream = Stream::new(STREAM);
+    stream.root("a", t(0)).option("exclude_delete", "true").option("exclude_ttl_deletes", "TRUE");
+    stream.option("exclude_insert", "false");
+    let fake = script(Dialect::GoogleSql, stream, t(20)).start();
+    let source: Box<dyn anabranch_core::Source> = Box::new(crate::support::source(&fake, t(0)));
+    let told = source.check(None).await.unwrap();
+    let excludes: Vec<_> = told.iter().filter(|line| line.contains("exclude_")).collect();
+    assert_eq!(excludes.len(), 2, "{told:?}");
+    assert!(excludes[0].contains("leaves out deletes (exclude_delete)"), "{told:?}");
+    assert!(excludes[1].contains("row deletion policy"), "{told:?}");
+}
+
+/// What was committed a moment ago has the very time that the database tells now: it is drained too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_waits_for_what_was_committed_at_this_very_time() {
+    let mut stream = Stream::new(STREAM);
+    stream.root("a", t(0)).commit(Committed::at(t(10)).insert("a", &kv(), row(1, 1)));
+    let fake = Arc::new(script(Dialect::GoogleSql, stream, t(10)).start());
+    let source: Box<dyn anabranch_core::Source> = Box::new(crate::support::source(&fake, t(0)));
+    let marks = source.marker().unwrap().mark().await.unwrap();
+    let mark = marks.values().next().unwrap().rank.clone();
+    source.prepare(None).await.unwrap();
+    let root = source.partitions().await.unwrap().remove(0);
+    let mut reader = source.open(&root, &anabranch_core::StartFrom::default()).await.unwrap();
+    let child = loop {
+        if let anabranch_core::Next::Closed { mut children } = reader.next().await.unwrap() {
+            break children.remove(0);
+        }
+    };
+    fake.set_time(t(20));
+    let mut reader = source.open(&child, &anabranch_core::StartFrom::default()).await.unwrap();
+    let rank = loop {
+        match reader.next().await.unwrap() {
+            anabranch_core::Next::Batch(batch) if !batch.is_empty() => break batch.change(0).rank(),
+            anabranch_core::Next::Batch(_) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(mark >= rank, "{mark:?} {rank:?}");
+}
+
+/// The clock that told where the stream is to begin was ahead: no copy is made of a time before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_never_older_than_the_start_of_the_stream() {
+    let mut stream = Stream::new(STREAM);
+    stream.root("a", t(0));
+    let ahead = vec![vec![json!(t(11).to_string())]];
+    let script = script(Dialect::GoogleSql, stream, t(10)).answer("CURRENT_TIMESTAMP", &[("now", "TIMESTAMP")], ahead);
+    let fake = script.start();
+    let source = anabranch_spanner::Spanner::new(FakeSpanner::DATABASE).change_stream(STREAM).endpoint(fake.endpoint());
+    let source: Box<dyn anabranch_core::Source> = Box::new(source.create(false));
+    source.prepare(None).await.unwrap();
+    let tables = source.tables().await.unwrap();
+    let error = source.snapshotter().unwrap().begin(&tables).await.err().expect("it would leave a gap");
+    assert_eq!(error.kind(), ErrorKind::Transient, "{}", error.report());
+    fake.set_time(t(11));
+    let copy = source.snapshotter().unwrap().begin(&tables).await.unwrap();
+    assert!(copy.point().rank > source.partitions().await.unwrap()[0].start.clone().unwrap().rank);
+}

@@ -199,13 +199,26 @@ impl Builder {
         if from == to {
             return;
         }
-        self.stream.move_keys(&[&from], self.now, &[&to]);
-        let keys = self.live.remove(&from).unwrap_or_default();
-        let (moved, kept) = keys.iter().partition(|k| **k % 2 == 0);
-        let moved: BTreeSet<i64> = moved;
-        self.live.insert(from, kept);
-        self.live.entry(to).or_default().extend(moved);
+        let moved = self.give(&from, &to, &BTreeSet::new());
+        // Sometimes others move at the very same time.
+        if self.random.random_ratio(1, 2) {
+            let (from, to) = (self.pick(), self.pick());
+            if from != to {
+                self.give(&from, &to, &moved);
+            }
+        }
         self.pass(1);
+    }
+
+    /// Half of the keys, but for these.
+    fn give(&mut self, from: &str, to: &str, but: &BTreeSet<i64>) -> BTreeSet<i64> {
+        self.stream.move_keys(&[from], self.now, &[to]);
+        let keys = self.live.remove(from).unwrap_or_default();
+        let (moved, kept) = keys.iter().partition(|k| **k % 2 == 0 && !but.contains(k));
+        let moved: BTreeSet<i64> = moved;
+        self.live.insert(from.to_owned(), kept);
+        self.live.entry(to.to_owned()).or_default().extend(moved.iter().copied());
+        moved
     }
 
     /// One of the next queries of a partition breaks off, with an error or as if it were finished.

@@ -2,8 +2,9 @@
 
 use anabranch_core::memory::MemorySource;
 use anabranch_core::{
-    Claim, Column, DataType, ErrorKind, Fidelity, Lane, LanePurpose, ProgressStore, Sink, SourceIdentity, StartFrom,
-    TableName, TableSchema, TargetSchema, Unit, Value,
+    Checkpoint, Checkpointer, Claim, Column, DataType, DeadLetter, DeadLetterStore, ErrorKind, Fidelity, Lane,
+    LanePurpose, LetterClass, LetterState, Op, PartitionId, PartitionProgress, Position, ProgressStore, Rank, Saved,
+    Sink, SourceIdentity, StartFrom, TableName, TableSchema, TargetSchema, Unit, Value,
 };
 use anabranch_spanner::SpannerSink;
 use anabranch_testkit::units;
@@ -237,4 +238,69 @@ async fn created_tables_hold_every_type() {
             }
         }
     }
+}
+
+fn letter(id: &str, size: usize) -> DeadLetter {
+    let position = Position::new(Rank::of_end(&[1]), "1");
+    DeadLetter {
+        id: id.to_owned(),
+        class: LetterClass::Retry,
+        state: LetterState::Open,
+        reason: "too large".to_owned(),
+        op: Op::Insert,
+        schema: table("t", &[("id", DataType::Int64), ("body", text())], 1),
+        old: None,
+        new: Some(vec![1.into(), "ä".repeat(size).as_str().into()]),
+        shard: None,
+        partition: PartitionId::new("slot"),
+        position,
+        commit_time: None,
+        parked: None,
+        lane: None,
+        attempts: 0,
+        last_attempt: None,
+    }
+}
+
+/// Checkpoints of thousands of partitions, and letters of the very rows that are too long for a column.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_longer_than_a_value_is_stored_in_several_rows() {
+    for dialect in DIALECTS {
+        let Some(target) = Target::new(dialect, &[]) else { return };
+        let sink = target.sink();
+        let store = sink.checkpointer();
+        let mut checkpoint = Checkpoint { epoch: 1, ..Checkpoint::default() };
+        let mut version = None;
+        for partitions in [20_000, 3, 30_000] {
+            let id = |n: usize| PartitionId::new(format!("{n:0>200}"));
+            checkpoint.partitions = (0..partitions).map(|n| (id(n), PartitionProgress::default())).collect();
+            let Saved::Committed(next) = store.save("large", version, &checkpoint).await.unwrap() else {
+                panic!("a conflict")
+            };
+            assert_eq!(store.save("large", version, &checkpoint).await.unwrap(), Saved::Conflict);
+            let (found, loaded) = store.load("large").await.unwrap().unwrap();
+            assert!(found == next && loaded == checkpoint, "{dialect:?} {partitions}");
+            version = Some(next);
+        }
+
+        let letters = sink.dead_letters();
+        for size in [3_000_000, 10, 2_000_000] {
+            let both = [letter("slot:01", size), letter("slot:02", 7)];
+            letters.put("large", &both).await.unwrap();
+            assert!(letters.get("large", "slot:01").await.unwrap().as_ref() == Some(&both[0]), "{dialect:?} {size}");
+            let listed = letters.list("large", &[LetterState::Open], None, 10).await.unwrap();
+            assert!(listed == both, "{dialect:?} {size}");
+            assert_eq!(letters.open_count("large").await.unwrap(), 2);
+        }
+    }
+}
+
+/// More than a transaction may have: they are put in several.
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_beyond_a_transaction_are_put_in_several() {
+    let Some(target) = Target::new(DIALECTS[0], &[]) else { return };
+    let letters = target.sink().dead_letters();
+    let many: Vec<DeadLetter> = (0..60).map(|n| letter(&format!("slot:{n:02}"), 950_000)).collect();
+    letters.put("many", &many).await.unwrap();
+    assert_eq!(letters.open_count("many").await.unwrap(), 60);
 }

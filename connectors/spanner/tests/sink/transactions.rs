@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use anabranch_core::memory::MemorySource;
 use anabranch_core::{
-    Claim, Column, DataType, Error, ErrorKind, Lane, LanePurpose, ProgressStore, Sink, SinkWriter, SourceIdentity,
-    StartFrom, TableName, TableSchema, Unit, Value,
+    BatchBuilder, Claim, Column, DataType, Error, ErrorKind, Lane, LanePurpose, Op, Part, PartitionId, Position,
+    Progress, ProgressStore, Rank, Selection, Sink, SinkWriter, SourceIdentity, StartFrom, TableName, TableSchema,
+    Transaction, Unit, UnitId, UnitKind, UnitSlice, Value,
 };
 use anabranch_spanner::SpannerSink;
 use anabranch_spanner_fake::{Dialect, FakeSpanner, Script, Table};
@@ -84,6 +85,38 @@ async fn every_transaction_is_tagged_and_left_out_of_change_streams() {
         // The lane's row, the item, the position: one transaction.
         assert_eq!(commits[1].mutations.len(), 3);
     }
+}
+
+/// A large transaction whose first part has messages and no rows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_without_rows_begins_a_transaction_too() {
+    let fake = fake(Dialect::GoogleSql);
+    let sink = SpannerSink::new(FakeSpanner::DATABASE).endpoint(fake.endpoint());
+    let mut writer = writer(&sink).await;
+    let mut batch = BatchBuilder::new(PartitionId::new("slot"));
+    let schema = batch.schema(&Arc::new(items()));
+    batch.begin(Transaction { rank: vec![1].into(), ..Transaction::default() }, 1);
+    batch.message("outbox", b"content");
+    batch.change(Op::Insert, schema);
+    batch.new_row();
+    item(1).iter().for_each(|v| batch.push(v.as_ref()));
+    let end = Position::new(Rank::of_end(&[1]), "1");
+    batch.commit(end.clone());
+    let batch = Arc::new(batch.finish(end.clone(), None).unwrap());
+    let part = |part, changes, progress| Unit {
+        id: UnitId(1),
+        kind: UnitKind::Stream,
+        part,
+        slices: vec![UnitSlice { batch: Arc::clone(&batch), changes: Selection::Range(changes) }],
+        transactions: u64::from(part == Part::Last),
+        progress,
+    };
+    let _ = writer.write(&part(Part::First, 0..1, Vec::new())).await.unwrap();
+    let progress = Progress { partition: PartitionId::new("slot"), position: end, safe_time: None };
+    let _ = writer.write(&part(Part::Last, 1..2, vec![progress])).await.unwrap();
+    assert_eq!(fake.rows("items").len(), 1);
+    let stored = sink.read(PIPELINE).await.unwrap().remove(0);
+    assert_eq!((stored.counters.changes, stored.counters.transactions), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,10 +7,10 @@ use anabranch_core::memory::MemorySink;
 use anabranch_core::pipeline::Phase;
 use anabranch_core::{Arrival, ErrorKind, Pipeline, Source, TableName, Value};
 use anabranch_servers::{SpannerDialect, SpannerOptions, SpannerServer};
-use anabranch_spanner::Spanner;
 use anabranch_spanner::client::{
     Client, Mutation, Official, SpannerResult, SpannerValue, Transaction, TransactionOptions, Work, Write,
 };
+use anabranch_spanner::{Spanner, SpannerSink};
 use tokio::time::timeout;
 
 use crate::shop::{drained, start};
@@ -106,6 +106,56 @@ async fn every_capture_type_keeps_the_rows_equal() {
         let expected =
             [row(1, 10.into(), "one".into()), row(2, 2.into(), Value::Null), row(4, Value::Null, "four".into())];
         assert_eq!(rows, expected, "{capture}");
+        running.stop().await.unwrap();
+    }
+}
+
+/// A row that is deleted and put back with fewer columns, in one transaction or in several, keeps nothing
+/// of what it was; columns that are added are there from the first change on that has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_come_back_and_columns_are_added() {
+    let Some(server) = SpannerOptions::new().partition_seconds(1).start().unwrap() else { return };
+    for capture in ["OLD_AND_NEW_VALUES", "NEW_VALUES", "NEW_ROW", "NEW_ROW_AND_OLD_VALUES"] {
+        let table = "CREATE TABLE t (id INT64 NOT NULL, a INT64, b STRING(MAX), c INT64 DEFAULT (7)) PRIMARY KEY (id)";
+        let stream = format!("CREATE CHANGE STREAM changes FOR ALL OPTIONS (value_capture_type = '{capture}')");
+        let database = server.create_db(SpannerDialect::GoogleSql, &[table, &stream]).unwrap();
+        let target = server.create_db(SpannerDialect::GoogleSql, &[table]).unwrap();
+        server.exec(&database, "INSERT INTO t (id, a, b) VALUES (1, 1, 'x'), (2, 2, 'y'), (3, 3, 'z')").unwrap();
+        let sink = SpannerSink::new(&target).endpoint(format!("http://{}", server.host()));
+        let sink = sink.admin_endpoint(format!("http://{}", server.rest_host()));
+        let mut running = start(Pipeline::builder("test").source(source(&server, &database)).sink(sink)).await;
+        drained(&mut running).await;
+        let equal = |columns: &str| {
+            let rows = |of: &str| server.exec(of, &format!("SELECT {columns} FROM t ORDER BY id")).unwrap();
+            assert_eq!(rows(&target), rows(&database), "{capture} (left: target)");
+        };
+        let transactions: [&[&str]; 8] = [
+            &["DELETE FROM t WHERE id = 1", "INSERT INTO t (id, c) VALUES (1, 8)"],
+            &["DELETE FROM t WHERE id = 2"],
+            &["INSERT INTO t (id) VALUES (2)"],
+            &["INSERT INTO t (id, a) VALUES (4, 4)", "UPDATE t SET b = 'b' WHERE id = 4"],
+            &["UPDATE t SET a = 30 WHERE id = 3", "UPDATE t SET b = NULL, c = NULL WHERE id = 3"],
+            &["INSERT INTO t (id, b) VALUES (5, 'gone')", "DELETE FROM t WHERE id = 5"],
+            &["INSERT OR UPDATE INTO t (id, c) VALUES (4, 44), (6, 66)", "UPDATE t SET a = NULL WHERE id = 4"],
+            &["UPDATE t SET a = 1 WHERE id = 2", "DELETE FROM t WHERE id = 2", "INSERT INTO t (id, a) VALUES (2, 9)"],
+        ];
+        transactions.iter().for_each(|all| drop(server.transaction(&database, all).unwrap()));
+        drained(&mut running).await;
+        equal("id, a, b, c");
+        for of in [&target, &database] {
+            server.ddl(of, &["ALTER TABLE t ADD COLUMN d INT64", "ALTER TABLE t ADD COLUMN e STRING(9)"]).unwrap();
+        }
+        let statements = [
+            "UPDATE t SET d = 1 WHERE id = 1",
+            "UPDATE t SET a = 5 WHERE id = 1",
+            "UPDATE t SET e = 'e', b = 'new' WHERE id = 2",
+            "INSERT INTO t (id, e) VALUES (7, 'seven')",
+            "UPDATE t SET d = 7 WHERE id = 7",
+            "DELETE FROM t WHERE id = 4",
+        ];
+        statements.iter().for_each(|sql| drop(server.exec(&database, sql).unwrap()));
+        drained(&mut running).await;
+        equal("id, a, b, c, d, e");
         running.stop().await.unwrap();
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{ABSENT, Cell, ChangeBatch, Data, LeftOut, MAX_BYTES, OldImage, Op, Piece, Record, RowRef, Transaction};
 use crate::error::{Error, Result};
 use crate::model::{PartitionId, Position, TableSchema, Timestamp, ValueRef};
@@ -57,6 +59,7 @@ impl BatchBuilder {
                 end: Position::default(),
                 safe_time: None,
                 lag_bytes: None,
+                before: Bytes::new(),
             },
             open: None,
             keep_empty: false,
@@ -107,6 +110,16 @@ impl BatchBuilder {
             open.first = piece.first;
         }
         self.keep_empty = piece.first;
+    }
+
+    /// How many changes the open transaction has is not known any more: some were left out. Its piece stays
+    /// even without changes, to say so.
+    pub(crate) fn forget_total(&mut self) {
+        if let Some(open) = &mut self.open
+            && open.transaction.total.take().is_some()
+        {
+            self.keep_empty = true;
+        }
     }
 
     /// The next change has this number in the open transaction: those between are left out, and

@@ -117,6 +117,9 @@ struct Data {
     end: Position,
     safe_time: Option<Timestamp>,
     lag_bytes: Option<u64>,
+    /// Resumes a reader at or before its first change, and not before what may be acknowledged until that
+    /// is applied. Known to the runtime.
+    before: Bytes,
 }
 
 /// Why a transform left a change out: it is counted and kept as a letter of this class, and never
@@ -235,6 +238,30 @@ impl ChangeBatch {
         debug_assert!(self.schemas.iter().map(|s| s.columns.len()).eq(schemas.iter().map(|s| s.columns.len())));
         self.schemas = schemas;
         self
+    }
+
+    /// Without room to grow.
+    pub(crate) fn shrunk(mut self) -> Self {
+        let Data { records, cells, text, bytes, pieces, .. } = &mut self.data;
+        records.shrink_to_fit();
+        cells.shrink_to_fit();
+        text.shrink_to_fit();
+        bytes.shrink_to_fit();
+        pieces.shrink_to_fit();
+        self
+    }
+
+    /// With the token of the position at which the batch before it ended.
+    pub(crate) fn resumed_from(mut self, token: Bytes) -> Self {
+        self.data.before = token;
+        self
+    }
+
+    /// What resumes a reader before the transaction of the change at `index`: where the last one ended.
+    pub(crate) fn token_before(&self, index: u32) -> &Bytes {
+        let at = self.data.pieces.partition_point(|p| p.changes.end <= index);
+        let ended = self.data.pieces[..at].iter().rev().find_map(|p| p.end.as_ref());
+        ended.map_or(&self.data.before, |end| &end.token)
     }
 
     /// Whether a transform left changes out of it.

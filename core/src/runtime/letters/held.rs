@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::is_row;
 use crate::dead_letter::{DeadLetter, LetterClass};
 use crate::model::{ChangeRef, RowRef, TableName, Timestamp};
-use crate::net_effect::key_bytes;
+use crate::net_effect::{has_comparable_key, key_bytes};
 
 /// The shard, where each is a database of its own, the table and the key.
 pub(super) type HeldKey = (Option<Arc<str>>, TableName, Box<[u8]>);
@@ -71,12 +71,16 @@ impl OpenLetters {
     }
 }
 
-/// The keys that a change touches: of the row before and of the row after.
+/// The keys that a change touches: of the row before and of the row after. Rows of a table whose keys cannot
+/// be compared, or that has none, cannot be told apart: all of them have one.
 pub(in crate::runtime) fn keys_of(change: ChangeRef<'_>, sharded: bool) -> BTreeSet<HeldKey> {
-    let Some(schema) = change.table().filter(|t| is_row(change) && !t.key.is_empty()) else { return BTreeSet::new() };
+    let Some(schema) = change.table().filter(|_| is_row(change)) else { return BTreeSet::new() };
+    let comparable = has_comparable_key(schema);
     let key = |row: RowRef<'_>| {
         let mut bytes = Vec::new();
-        key_bytes(schema, row, &mut bytes);
+        if comparable {
+            key_bytes(schema, row, &mut bytes);
+        }
         (change.shard().filter(|_| sharded).cloned(), schema.name.clone(), bytes.into_boxed_slice())
     };
     [change.old_row(), change.new_row()].into_iter().flatten().map(key).collect()

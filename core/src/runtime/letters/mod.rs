@@ -4,7 +4,7 @@ mod held;
 mod lanes;
 mod retry;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -178,11 +178,16 @@ impl Letters {
         if unit.part != Part::Whole {
             return self.refuse_to_overtake(&unit).map(|()| unit);
         }
-        self.refuse_to_truncate(&unit)?;
         let mut waiting: HashSet<(PartitionId, Rank)> = HashSet::new();
         let mut letters = Vec::new();
         for transaction in unit.split_by_transaction() {
+            // One by one: those before it in the unit may have come to wait just now.
+            self.refuse_to_truncate(&transaction)?;
             let all = self.whole_transactions && self.with_held(|held| transaction.changes().any(|c| held.touches(c)));
+            if let Some(other) = transaction.changes().find(|c| all && is_no_letter(*c)) {
+                let error = Error::rejected("an earlier change of one of its keys is a dead letter");
+                return Err(self.stopped_at(other, transaction.len(), no_letter(other, error)));
+            }
             for change in transaction.changes().filter(|c| is_row(*c)) {
                 if all || self.with_held(|held| held.touches(change)) {
                     self.with_held(|held| held.keys.extend(keys_of(change, held.sharded)));
@@ -229,7 +234,6 @@ impl Letters {
         writer: &mut dyn SinkWriter,
         unit: &Unit,
         lane: &LaneName,
-        tokens: &HashMap<PartitionId, Bytes>,
     ) -> Result<(Durability, Counters)> {
         let error = match self.write(writer, unit, lane).await {
             Err(e) if e.kind() == ErrorKind::Rejected => e,
@@ -258,7 +262,7 @@ impl Letters {
                     }
                 },
             };
-            let mut smaller = self.split(&unit, tokens);
+            let mut smaller = self.split(&unit);
             if smaller.len() > 1 {
                 smaller.reverse();
                 rest.append(&mut smaller);
@@ -289,23 +293,19 @@ impl Letters {
     }
 
     /// Smaller units that together are this one; one alone if it cannot be divided.
-    fn split(&self, unit: &Unit, tokens: &HashMap<PartitionId, Bytes>) -> Vec<Unit> {
-        let transactions = unit.split_by_transaction();
-        if transactions.len() > 1 || self.whole_transactions || unit.len() < 2 {
-            return transactions;
+    fn split(&self, unit: &Unit) -> Vec<Unit> {
+        let mut units = unit.split_by_transaction();
+        if units.len() < 2 && !self.whole_transactions && unit.len() > 1 {
+            let (middle, all) = (unit.len() / 2, unit.len());
+            let mut second = unit.part_of(middle..all, unit.progress.clone());
+            second.transactions = unit.transactions;
+            units = vec![unit.part_of(0..middle, Vec::new()), second];
         }
-        let (middle, all) = (unit.len() / 2, unit.len());
-        let mut first = unit.part_of(0..middle, Vec::new());
-        let last_rank = first.changes().last().map(|c| (c.partition().clone(), c.rank()));
-        if let Some((partition, rank)) = last_rank
-            && let Some(token) = tokens.get(&partition)
-        {
-            let position = Position::new(rank, token.clone());
-            first.progress = vec![Progress { partition, position, safe_time: None }];
+        // The last one has the progress of the whole.
+        if let Some((_, before)) = units.split_last_mut() {
+            before.iter_mut().for_each(pass_all);
         }
-        let mut second = unit.part_of(middle..all, unit.progress.clone());
-        second.transactions = unit.transactions;
-        vec![first, second]
+        units
     }
 
     /// Treats a transaction, or a change, that the target refuses by itself.
@@ -318,6 +318,9 @@ impl Letters {
     ) -> Result<Durability> {
         let changes: Vec<_> = unit.changes().filter(|c| is_row(*c)).collect();
         let Some(&first) = changes.first() else { return Err(error) };
+        if let Some(other) = unit.changes().find(|c| is_no_letter(*c)) {
+            return Err(self.stopped_at(other, changes.len() + 1, no_letter(other, error)));
+        }
         match self.policy.on_rejected {
             OnRejected::Stop => return Err(self.stopped_at(first, changes.len(), error)),
             OnRejected::HaltShard if first.shard().is_none() => {
@@ -428,7 +431,29 @@ impl Letters {
     }
 }
 
-fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLetter {
+/// Has the unit store, for every partition that it has changes of, that it has them: it may be the last that
+/// is written before a crash.
+fn pass_all(unit: &mut Unit) {
+    let mut passed: BTreeMap<PartitionId, Position> = BTreeMap::new();
+    for slice in &unit.slices {
+        let Some(last) = slice.changes.iter().last() else { continue };
+        let change = slice.batch.change(last as usize);
+        let at = Position::new(change.rank(), slice.batch.token_before(last).clone());
+        let known = passed.entry(change.partition().clone()).or_default();
+        if known.rank < at.rank {
+            *known = at;
+        }
+    }
+    for (partition, position) in passed {
+        if unit.progress.iter().any(|p| p.partition == partition && p.position.rank >= position.rank) {
+            continue;
+        }
+        unit.progress.retain(|p| p.partition != partition);
+        unit.progress.push(Progress { partition, position, safe_time: None });
+    }
+}
+
+pub(super) fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLetter {
     let letter = DeadLetter::from_change(change, LetterClass::Retry, LetterState::Held, reason);
     DeadLetter { lane: Some(lane.of_letter()), ..letter }
 }
@@ -436,6 +461,16 @@ fn held_letter(change: ChangeRef<'_>, lane: &LaneName, reason: &str) -> DeadLett
 /// Not left out on purpose.
 pub(super) fn is_open_class(letter: &DeadLetter) -> bool {
     matches!(letter.class, LetterClass::Retry | LetterClass::Severe)
+}
+
+/// It has no rows, and a transaction that is set aside must not be without it.
+pub(super) fn is_no_letter(change: ChangeRef<'_>) -> bool {
+    matches!(change.op(), Op::Truncate(_) | Op::Schema)
+}
+
+fn no_letter(change: ChangeRef<'_>, error: Error) -> Error {
+    let what = if change.op() == Op::Schema { "a change of a table's schema" } else { "a truncate" };
+    error.context(format!("its transaction has {what}, which cannot be set aside with it"))
 }
 
 pub(super) fn is_row(change: ChangeRef<'_>) -> bool {

@@ -104,20 +104,23 @@ impl Letters {
 
     /// The letters that are tried together: a transaction's in `transaction` order, else one.
     pub(in crate::runtime) fn groups<'a>(&self, letters: &'a [DeadLetter]) -> Vec<&'a [DeadLetter]> {
-        let same = |a: &DeadLetter, b: &DeadLetter| {
-            // Of a transaction that is spread over partitions the prefix is the same in each.
-            self.whole_transactions && a.commit_time == b.commit_time && transaction_of(a) == transaction_of(b)
-        };
-        letters.chunk_by(same).collect()
+        letters.chunk_by(|a, b| self.together(a, b)).collect()
     }
 
+    fn together(&self, a: &DeadLetter, b: &DeadLetter) -> bool {
+        // Of a transaction that is spread over partitions the prefix is the same in each.
+        self.whole_transactions && a.commit_time == b.commit_time && transaction_of(a) == transaction_of(b)
+    }
+
+    /// About `limit` letters, the first ones: a transaction whole, whatever the limit is.
     async fn waiting(&self, limit: usize) -> Result<Vec<DeadLetter>> {
         let Some(store) = &self.store else { return Ok(Vec::new()) };
         let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(&self.pipeline)).await?;
         let mut all: Vec<DeadLetter> = Vec::new();
-        while all.len() < limit
-            && let Some(letter) = reading.next().await?
-        {
+        while let Some(letter) = reading.next().await? {
+            if all.len() >= limit && !all.last().is_some_and(|last| self.together(last, &letter)) {
+                break;
+            }
             all.push(letter);
         }
         // Ids begin with the partition, but a key that moved to a child partition goes on with higher

@@ -1,10 +1,11 @@
 //! A sink that fails.
 
+use std::fmt;
 use std::sync::Arc;
 
 use anabranch_core::{
-    Checkpointer, Claim, DeadLetterStore, Lane, LaneProgress, ProgressStore, Relay, Result, Sharded, Sink, SinkInfo,
-    SinkWriter, TargetSchema, Unit, Verifier, Written,
+    ChangeRef, Checkpointer, Claim, DeadLetterStore, Error, Lane, LaneProgress, ProgressStore, Relay, Result, Sharded,
+    Sink, SinkInfo, SinkWriter, TargetSchema, Unit, Verifier, Written,
 };
 use async_trait::async_trait;
 
@@ -16,12 +17,29 @@ pub struct FaultySink {
     inner: Arc<dyn Sink>,
     schedule: Schedule,
     early: bool,
+    refuses: Option<Refuses>,
+}
+
+#[derive(Clone)]
+struct Refuses(Arc<dyn Fn(ChangeRef<'_>) -> bool + Send + Sync>);
+
+impl fmt::Debug for Refuses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Refuses")
+    }
 }
 
 impl FaultySink {
     /// `inner`, with the faults of `schedule`.
     pub fn new(inner: Arc<dyn Sink>, schedule: Schedule) -> Self {
-        Self { inner, schedule, early: false }
+        Self { inner, schedule, early: false, refuses: None }
+    }
+
+    /// Refuses every unit with a change of which `refuses` says so, as a constraint of the target does.
+    #[must_use]
+    pub fn refuses(mut self, refuses: impl Fn(ChangeRef<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.refuses = Some(Refuses(Arc::new(refuses)));
+        self
     }
 
     /// Calls a unit durable while it still holds it, and writes it with the next one: a sink that
@@ -48,7 +66,8 @@ impl Sink for FaultySink {
             }
             _ => self.inner.open(lane).await?,
         };
-        Ok(Box::new(FaultyWriter { inner: writer, schedule: self.schedule.clone(), early: self.early, held: None }))
+        let (schedule, refuses) = (self.schedule.clone(), self.refuses.clone());
+        Ok(Box::new(FaultyWriter { inner: writer, schedule, early: self.early, refuses, held: None }))
     }
 
     fn progress(&self) -> Option<&dyn ProgressStore> {
@@ -100,6 +119,7 @@ struct FaultyWriter {
     inner: Box<dyn SinkWriter>,
     schedule: Schedule,
     early: bool,
+    refuses: Option<Refuses>,
     held: Option<Unit>,
 }
 
@@ -107,6 +127,11 @@ struct FaultyWriter {
 #[deny(clippy::missing_trait_methods)]
 impl SinkWriter for FaultyWriter {
     async fn write(&mut self, unit: &Unit) -> Result<Written> {
+        if let Some(Refuses(refuses)) = &self.refuses
+            && unit.changes().any(|change| refuses(change))
+        {
+            return Err(Error::rejected("a check of the target fails"));
+        }
         if self.early {
             if let Some(held) = self.held.replace(unit.clone()) {
                 let _ = self.inner.write(&held).await?;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anabranch_core::{
-    ChangeReader, Checkpoint, Marker, Next, Partition, Position, Result, Retention, Snapshotter, Source,
+    ByShard, ChangeReader, Checkpoint, Marker, Next, Partition, Position, Result, Retention, Snapshotter, Source,
     SourceIdentity, SourceInfo, StartFrom, TableSchema, Verifier,
 };
 use async_trait::async_trait;
@@ -74,6 +74,10 @@ impl Source for FaultySource {
 
     fn verifier(&self) -> Option<&dyn Verifier> {
         self.inner.verifier()
+    }
+
+    fn by_shard(&self) -> Option<&dyn ByShard> {
+        self.inner.by_shard()
     }
 
     fn describe(&self, position: &Position) -> String {

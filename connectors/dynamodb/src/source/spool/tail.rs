@@ -173,13 +173,13 @@ impl Spool {
                         reader.acknowledge(position.as_ref()).await?;
                     }
                     Ok(Next::Closed { children }) => {
-                        let children = self.known(children);
+                        let followed = self.known(children.clone());
                         // Before the parent counts as ended: whoever reads that finds them.
-                        for child in &children {
+                        for child in &followed {
                             self.create(child)?;
                         }
                         let Some(()) = self.written(&path, file.closed(&children)) else { return Ok(Vec::new()) };
-                        return Ok(children);
+                        return Ok(followed);
                     }
                     Ok(Next::Stopped) => break,
                     Err(e) if e.kind() == ErrorKind::Transient => {
@@ -193,7 +193,8 @@ impl Spool {
         }
     }
 
-    /// The end of a disabled stream is no shard: it is told after the replay.
+    /// The end of a disabled stream is no shard to follow. It stays among what the file tells of: so the
+    /// pipeline hears of it after the replay.
     fn known(&self, children: Vec<Partition>) -> Vec<Partition> {
         let is_end = |p: &Partition| p.id.as_str().strip_prefix(&self.table.name) == Some(&format!("/{END}"));
         if children.iter().any(is_end) {
