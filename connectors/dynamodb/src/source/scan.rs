@@ -279,7 +279,7 @@ impl SegmentReader {
         let call = call.segment(self.segment).total_segments(self.segments);
         let call = call.set_exclusive_start_key(self.after.clone()).consistent_read(self.consistent);
         let call = call.return_consumed_capacity(ReturnConsumedCapacity::Total);
-        Ok(Call(tokio::spawn(async move { answer::body(call.send()).await })))
+        Ok(Call(tokio::spawn(async move { answer::body(Box::pin(call.send())).await })))
     }
 
     /// The same page is asked for a few times before the copy is interrupted.

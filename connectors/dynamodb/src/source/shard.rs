@@ -380,7 +380,7 @@ impl Call {
         // The semaphore is never closed: without a permit the call is made all the same.
         let task = tokio::spawn(async move {
             let _permit = reads.acquire_owned().await;
-            answer::body(call.send()).await
+            answer::body(Box::pin(call.send())).await
         });
         Ok(Self { asked, task })
     }
