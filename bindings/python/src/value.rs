@@ -207,8 +207,11 @@ pub(crate) fn from_python(value: &Bound<'_, PyAny>, column: &Column) -> PyResult
     let made = match &column.data_type {
         DataType::Bool => value.cast::<PyBool>().ok().map(|v| Value::Bool(v.is_true())),
         DataType::Int16 | DataType::Int32 | DataType::Int64 | DataType::UInt64 if value.is_instance_of::<PyInt>() => {
-            // More than 64 bits signed goes as its digits.
-            Some(value.extract::<i64>().map_or_else(|_| Value::Text(value.to_string()), Value::Int))
+            // More than 64 bits signed goes as its digits, of which Python writes only so many.
+            Some(match value.extract::<i64>() {
+                Ok(number) => Value::Int(number),
+                Err(_) => Value::Text(value.str()?.extract()?),
+            })
         }
         DataType::Float32 | DataType::Float64
             if value.is_instance_of::<PyFloat>() || value.is_instance_of::<PyInt>() =>

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import logging
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 from typing import Any, List, Optional
@@ -351,6 +352,9 @@ def test_a_mistake_in_a_batch_is_told() -> None:
     ]:
         with pytest.raises((ValueError, TypeError), match=told):
             batch.insert(ORDERS, row)
+    if hasattr(sys, "get_int_max_str_digits"):
+        with pytest.raises(ValueError, match="digits"):
+            batch.insert(ORDERS, (10**5000, "x"))
     with pytest.raises(ValueError, match="lacks id, of the key"):
         batch.delete(ORDERS, {"body": "x"})
     assert len(batch) == 0, "a mistake leaves nothing half done"

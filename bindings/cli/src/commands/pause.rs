@@ -27,7 +27,7 @@ fn tell(pipeline: &str, paused: bool, changed: bool, json: bool) -> Result<u8> {
         return Ok(exit::DONE);
     }
     let what = match (paused, changed) {
-        (true, true) => "is paused",
+        (true, true) => "is paused: whoever runs it obeys within a few seconds",
         (true, false) => "was paused already",
         (false, true) => "goes on",
         (false, false) => "was not paused",

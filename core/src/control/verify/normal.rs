@@ -136,7 +136,7 @@ fn push_decimal(text: &str, out: &mut Vec<u8>) {
 /// times. `None`, with nothing appended, for what is no number.
 pub(super) fn push_number(text: &str, out: &mut Vec<u8>) -> Option<()> {
     let (mantissa, exponent) = match text.find(['e', 'E']) {
-        Some(at) => (&text[..at], text[at + 1..].parse::<i64>().ok()?),
+        Some(at) => (&text[..at], text[at + 1..].parse::<i64>().ok().map(i128::from)?),
         None => (text, 0),
     };
     let (sign, digits) = mantissa.strip_prefix('-').map_or(("", mantissa), |digits| ("-", digits));
@@ -146,7 +146,7 @@ pub(super) fn push_number(text: &str, out: &mut Vec<u8>) -> Option<()> {
     }
     let all = format!("{whole}{fraction}");
     let significant = all.trim_end_matches('0');
-    let power = exponent - fraction.len() as i64 + (all.len() - significant.len()) as i64;
+    let power = exponent - fraction.len() as i128 + (all.len() - significant.len()) as i128;
     match significant.trim_start_matches('0') {
         "" => out.push(b'0'),
         digits => out.extend_from_slice(format!("{sign}{digits}e{power}").as_bytes()),
@@ -198,6 +198,18 @@ mod tests {
         let mut out = Vec::new();
         push_normal(data_type, value, &mut out);
         out
+    }
+
+    #[test]
+    fn exponents_at_the_ends_of_their_range_are_numbers_too() {
+        let number = |text: &str| {
+            let mut out = Vec::new();
+            push_number(text, &mut out).map(|()| String::from_utf8(out).unwrap())
+        };
+        let (least, most) = (i64::MIN, i64::MAX);
+        assert_eq!(number(&format!("1.5e{least}")), Some("15e-9223372036854775809".to_owned()));
+        assert_eq!(number(&format!("10e{most}")), Some("1e9223372036854775808".to_owned()));
+        assert_eq!(number("1e9223372036854775808"), None);
     }
 
     #[test]
