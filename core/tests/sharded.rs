@@ -476,3 +476,39 @@ async fn databases_that_were_exchanged_get_nothing_of_one_another() {
         running.stop().await.unwrap();
     }
 }
+
+/// A shard is given a database in which the pipeline has written nothing, though it had written that shard.
+#[tokio::test(start_paused = true)]
+async fn a_shard_whose_database_was_replaced_is_not_gone_on_with() {
+    let source = MemorySource::new("db").table(orders());
+    let name = orders().name;
+    let mut target = Target::new();
+    let build = |target: &Target| target.pipeline(&source, ByTransaction::new()).build().unwrap();
+    let mut running = build(&target).start().await.unwrap();
+    source.transaction().insert(&name, row(1, "north", "a")).insert(&name, row(2, "south", "a")).commit().unwrap();
+    running.drain(None).await.unwrap();
+    running.stop().await.unwrap();
+
+    // One that has the tables.
+    let empty = MemorySink::new();
+    empty.target().unwrap().create(&orders()).await.unwrap();
+    let before = std::mem::replace(&mut target.sinks[0], empty.clone());
+    let error = match build(&target).start().await {
+        Err(error) => error.report(),
+        Ok(mut running) => {
+            source.transaction().insert(&name, row(3, "north", "a")).commit().unwrap();
+            let drained = running.drain(Some(Duration::from_secs(120))).await.unwrap();
+            running.stop().await.unwrap();
+            panic!("drained: {}, and 2 rows became {}", drained.drained, target.sinks[0].rows(&name).len());
+        }
+    };
+    assert!(error.contains("north") && error.contains("anabranch_lane"), "{error}");
+
+    // West has never had a change: it may be replaced.
+    (target.sinks[0], target.sinks[2]) = (before, empty);
+    let mut running = build(&target).start().await.unwrap();
+    source.transaction().insert(&name, row(4, "west", "a")).commit().unwrap();
+    assert!(running.drain(None).await.unwrap().drained);
+    target.compare(&source);
+    running.stop().await.unwrap();
+}
