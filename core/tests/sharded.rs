@@ -411,3 +411,104 @@ async fn what_was_parked_of_partitions_that_ended_meanwhile_is_applied() {
     assert_eq!(found, *writer.rows());
     running.stop().await.unwrap();
 }
+
+/// Two names for one database would take the progress of one another for their own.
+#[tokio::test(start_paused = true)]
+async fn two_shards_that_are_one_database_are_refused() {
+    let source = MemorySource::new("db").table(orders());
+    let name = orders().name;
+    let mut target = Target::new();
+    target.sinks[1] = target.sinks[0].clone();
+    let build = || target.pipeline(&source, ByTransaction::new()).on_rejected(OnRejected::HaltShard).build().unwrap();
+    let error = match build().start().await {
+        Err(error) => error,
+        Ok(mut running) => {
+            // What becomes of it where it is not refused: north fails, south goes on.
+            source.transaction().insert(&name, row(1, "north", "a")).commit().unwrap();
+            running.drain(None).await.unwrap();
+            fails(&target.schedules[0], &[Call::Open, Call::Write, Call::TakeOver], ErrorKind::Transient);
+            source.transaction().insert(&name, row(2, "north", "a")).commit().unwrap();
+            source.transaction().insert(&name, row(3, "south", "a")).commit().unwrap();
+            running.drain(Some(Duration::from_secs(120))).await.unwrap();
+            target.schedules[0].heal();
+            let drained = drained_when_healed(&mut running).await;
+            panic!("drained: {}, and 3 rows became {}", drained.drained, target.sinks[0].rows(&name).len());
+        }
+    };
+    let report = error.report();
+    assert!(error.kind() == ErrorKind::Config && report.contains("the database of south is that of north"), "{report}");
+    assert!(report.contains("a database of its own"), "{report}");
+    assert!(target.sinks[0].rows(&name).is_empty());
+}
+
+/// The URLs of two shards were taken for one another: no row goes to the wrong one.
+#[tokio::test(start_paused = true)]
+async fn databases_that_were_exchanged_get_nothing_of_one_another() {
+    for policy in [OnRejected::Stop, OnRejected::HaltShard] {
+        let source = MemorySource::new("db").table(orders());
+        let name = orders().name;
+        let mut target = Target::new();
+        let mut running =
+            target.pipeline(&source, ByTransaction::new()).on_rejected(policy).build().unwrap().start().await.unwrap();
+        source.transaction().insert(&name, row(1, "north", "a")).insert(&name, row(2, "south", "a")).commit().unwrap();
+        running.drain(None).await.unwrap();
+        running.stop().await.unwrap();
+        source.transaction().insert(&name, row(3, "north", "a")).insert(&name, row(4, "west", "a")).commit().unwrap();
+
+        target.sinks.swap(0, 1);
+        let begun = target.pipeline(&source, ByTransaction::new()).on_rejected(policy).build().unwrap().start().await;
+        let told = match begun {
+            Err(error) => error.report(),
+            Ok(mut running) => running
+                .drain(Some(Duration::from_secs(120)))
+                .await
+                .map_or_else(|e| e.report(), |_| running.status().shards["north"].reason.clone().unwrap_or_default()),
+        };
+        assert!(told.contains("the database of north is that of south"), "{policy:?}: {told}");
+        assert!(target.sinks[0].rows(&name).iter().all(|r| r[1] == Value::from("south")), "{policy:?}");
+
+        // Mended, it goes on with nothing lost. A shard may also get another name, or another place.
+        target.sinks.swap(0, 1);
+        let pipeline = target.pipeline(&source, ByTransaction::new()).on_rejected(policy).build().unwrap();
+        let mut running = pipeline.start().await.unwrap();
+        assert!(drained_when_healed(&mut running).await.drained, "{policy:?} {:?}", running.status());
+        target.compare(&source);
+        running.stop().await.unwrap();
+    }
+}
+
+/// A shard is given a database in which the pipeline has written nothing, though it had written that shard.
+#[tokio::test(start_paused = true)]
+async fn a_shard_whose_database_was_replaced_is_not_gone_on_with() {
+    let source = MemorySource::new("db").table(orders());
+    let name = orders().name;
+    let mut target = Target::new();
+    let build = |target: &Target| target.pipeline(&source, ByTransaction::new()).build().unwrap();
+    let mut running = build(&target).start().await.unwrap();
+    source.transaction().insert(&name, row(1, "north", "a")).insert(&name, row(2, "south", "a")).commit().unwrap();
+    running.drain(None).await.unwrap();
+    running.stop().await.unwrap();
+
+    // One that has the tables.
+    let empty = MemorySink::new();
+    empty.target().unwrap().create(&orders()).await.unwrap();
+    let before = std::mem::replace(&mut target.sinks[0], empty.clone());
+    let error = match build(&target).start().await {
+        Err(error) => error.report(),
+        Ok(mut running) => {
+            source.transaction().insert(&name, row(3, "north", "a")).commit().unwrap();
+            let drained = running.drain(Some(Duration::from_secs(120))).await.unwrap();
+            running.stop().await.unwrap();
+            panic!("drained: {}, and 2 rows became {}", drained.drained, target.sinks[0].rows(&name).len());
+        }
+    };
+    assert!(error.contains("north") && error.contains("anabranch_lane"), "{error}");
+
+    // West has never had a change: it may be replaced.
+    (target.sinks[0], target.sinks[2]) = (before, empty);
+    let mut running = build(&target).start().await.unwrap();
+    source.transaction().insert(&name, row(4, "west", "a")).commit().unwrap();
+    assert!(running.drain(None).await.unwrap().drained);
+    target.compare(&source);
+    running.stop().await.unwrap();
+}

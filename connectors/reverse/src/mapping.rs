@@ -326,6 +326,9 @@ fn shard_of(change: ChangeRef<'_>, column: usize) -> Result<String, String> {
     };
     let (table, name) = (&change.schema().name, &change.schema().columns[column].name);
     let (old, new) = (change.old_row().and_then(of), change.new_row().and_then(of));
+    if let (Some(old), Some(ValueRef::Null)) = (&old, change.new_row().map(|row| row.get(column))) {
+        return Err(format!("a row of {table} moves from shard {old} to none: {name} is NULL"));
+    }
     match (old, new) {
         (Some(old), Some(new)) if old != new => Err(format!("a row of {table} moves from shard {old} to {new}")),
         (Some(shard), _) | (_, Some(shard)) if shard.is_empty() => {

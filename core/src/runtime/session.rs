@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::keeper::Keeper;
 use super::letters::{Letters, RETRIED};
 use super::reader::Transforms;
-use super::shards::{Reach, lane_name, of_source, tallies};
+use super::shards::{Reach, lane_name, of_source, tallies, with_progress};
 use super::tally::{TALLY, Tally};
 use crate::dead_letter::DeadLetter;
 use crate::error::{Error, Result};
@@ -48,7 +48,7 @@ impl Session {
         let before = match (spec.sink.sharded(), spec.sink.progress()) {
             (Some(sharded), _) => {
                 let read = sharded.read_each(&spec.name).await;
-                reach.answered(sharded, read)?
+                reach.answered(sharded, with_progress(sharded, read, lanes, &keeper.checkpoint))?
             }
             (None, Some(store)) => store.read(&spec.name).await?,
             (None, None) => Vec::new(),

@@ -9,7 +9,7 @@ use super::session::{RETRIED_OR_TALLY, Session};
 use super::tally::{TALLY, Tally};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::preflight::{Preflight, preflight};
-use crate::model::{Part, PartitionId, Progress, TableSchema, Unit, UnitId, UnitKind};
+use crate::model::{Checkpoint, Part, PartitionId, Progress, TableSchema, Unit, UnitId, UnitKind};
 use crate::pipeline::{Shared, Spec};
 use crate::sharded::{Sharded, together};
 use crate::sink::{LaneProgress, LanePurpose};
@@ -104,6 +104,38 @@ impl<'s> Reach<'s> {
         // All halted: everything is parked, and nothing is known of the tables.
         Ok(first.unwrap_or(Preflight { tables: Vec::new(), source_statements: Vec::new() }))
     }
+}
+
+/// What each shard has stored. A shard that the pipeline has written has progress: where there is none, its
+/// database is another one, or was emptied, and what it had does not come again.
+///
+/// Counters that are not of one shard alone (of lanes left over, of a shard that was taken out) tell nothing.
+pub(crate) fn with_progress(
+    sharded: &Sharded,
+    read: Vec<Result<Vec<LaneProgress>>>,
+    lanes: u32,
+    checkpoint: &Checkpoint,
+) -> Vec<Result<Vec<LaneProgress>>> {
+    let left_over = read.iter().flatten().flatten().any(|l| l.lane >= l.lanes.max(lanes));
+    if left_over || checkpoint.shards.keys().any(|name| sharded.names().iter().all(|n| **n != **name)) {
+        return read;
+    }
+    let of_shard = |(name, stored): (&Arc<str>, Result<Vec<LaneProgress>>)| {
+        let stored = stored?;
+        let written = checkpoint.shards.get(&**name).map_or(0, |c| c.changes);
+        if written > 0 && stored.iter().all(|l| l.partitions.is_empty()) {
+            let problem = format!(
+                "the database of {name} has no progress of this pipeline, which has applied {written} changes to it: it is \
+                 another one, or was emptied"
+            );
+            return Err(Error::config("sink.shards", problem).hint(
+                "give the shard the database that it had; if that was moved, bring its tables anabranch_lane and \
+                 anabranch_position along; to begin anew, give the pipeline another name",
+            ));
+        }
+        Ok(stored)
+    };
+    sharded.names().iter().zip(read).map(of_shard).collect()
 }
 
 /// Where a shard may be halted, an error of one is counted against it, and all lanes begin again.

@@ -36,7 +36,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mapping::TargetSchema;
 use crate::sink::{Claim, Lane, LaneProgress, LanePurpose, ProgressStore, Sink, SinkInfo, SinkWriter};
 
+/// The fact, beside those of the source, by which each database tells whose it is.
+const SHARD: &str = "target_shard";
+
 /// Several databases that together are the target. See the [module](self).
+///
+/// Each database stores the name of its shard. One that stands behind two names, or behind another
+/// name than before while both are known, is refused: its progress would pass for that of the other.
 ///
 /// It keeps neither checkpoints nor dead letters: both must outlive any one shard, so the pipeline
 /// needs a checkpointer, and a store of dead letters, outside of them.
@@ -118,19 +124,54 @@ impl Sharded {
     /// Takes each shard over by itself, all at once. `claim` has the lanes of all shards.
     pub(crate) async fn take_over_each(&self, claim: &Claim) -> Vec<Result<Vec<LaneProgress>>> {
         let lanes = claim.lanes / self.count();
-        let of_shard = Claim { lanes, ..claim.clone() };
         let each = self.sinks.iter().enumerate().map(async |(at, sink)| {
-            let Some(store) = sink.progress() else { return Ok(Vec::new()) };
-            Ok(self.of_all(at, lanes, store.take_over(&of_shard).await?))
+            let Some(store) = sink.progress() else { return Ok((true, Vec::new())) };
+            // Before the claim, which stores the name: what another shard has written is never claimed.
+            self.own(at, store.read(&claim.pipeline).await?)?;
+            // A claim without an identity keeps the one that is stored, with the name.
+            let identity = match claim.identity.0.is_empty() {
+                true => claim.identity.clone(),
+                false => claim.identity.clone().with(SHARD, &*self.names[at]),
+            };
+            let stored = store.take_over(&Claim { lanes, identity, ..claim.clone() }).await?;
+            let named = stored.iter().any(|l| l.identity.get(SHARD).is_some());
+            Ok((named, self.of_all(at, lanes, self.own(at, stored)?)))
         });
-        join_all(each).await
+        let mut taken: Vec<Result<(bool, Vec<LaneProgress>)>> = join_all(each).await;
+        // Where no name was stored yet, two shards may have claimed one database at once: only the later is in it.
+        let again =
+            self.sinks.iter().zip(&taken).enumerate().map(async |(at, (sink, taken))| match (taken, sink.progress()) {
+                (Ok((false, _)), Some(store)) => self.own(at, store.read(&claim.pipeline).await?).map(drop),
+                _ => Ok(()),
+            });
+        for (at, found) in join_all(again).await.into_iter().enumerate() {
+            if let Err(e) = found {
+                taken[at] = Err(e);
+            }
+        }
+        taken.into_iter().map(|one| one.map(|(_, lanes)| lanes)).collect()
+    }
+
+    /// What the database of a shard has stored, without the name of the shard.
+    ///
+    /// It may be that of a shard which is not known any more: this one had another name then.
+    fn own(&self, shard: usize, mut stored: Vec<LaneProgress>) -> Result<Vec<LaneProgress>> {
+        for lane in &mut stored {
+            let Some(name) = lane.identity.0.remove(SHARD) else { continue };
+            if *name != *self.names[shard] && self.names.iter().any(|known| **known == *name) {
+                let problem = format!("the database of {} is that of {name}", self.names[shard]);
+                return Err(Error::config("sink.shards", problem)
+                    .hint("each shard needs a database of its own, and the same one in every run: mend their URLs"));
+            }
+        }
+        Ok(stored)
     }
 
     /// What each shard has stored; asked all at once.
     pub(crate) async fn read_each(&self, pipeline: &str) -> Vec<Result<Vec<LaneProgress>>> {
         let each = self.sinks.iter().enumerate().map(async |(at, sink)| {
             let Some(store) = sink.progress() else { return Ok(Vec::new()) };
-            Ok(self.of_all(at, 1, store.read(pipeline).await?))
+            Ok(self.of_all(at, 1, self.own(at, store.read(pipeline).await?)?))
         });
         join_all(each).await
     }

@@ -82,7 +82,12 @@ fn of_column(change: ChangeRef<'_>, column: usize) -> Result<Option<String>> {
     let schema = change.schema();
     let name = &schema.columns[column].name;
     let of = |row: RowRef<'_>| text(row.get(column));
-    match (change.old_row().and_then(of), change.new_row().and_then(of)) {
+    let (old, new) = (change.old_row().and_then(of), change.new_row().and_then(of));
+    if let (Some(old), Some(ValueRef::Null)) = (&old, change.new_row().map(|row| row.get(column))) {
+        let moved = format!("a row of {} moves from shard {old} to none: {name} is NULL", schema.name);
+        return Err(Error::rejected(moved).hint("a row must stay in its shard"));
+    }
+    match (old, new) {
         (Some(old), Some(new)) if old != new => {
             let moved = format!("a row of {} moves from shard {old} to {new}", schema.name);
             Err(Error::rejected(moved).hint("a row must stay in its shard"))
@@ -148,7 +153,8 @@ mod tests {
     fn a_change_that_hides_or_changes_its_shard_is_left_out_as_severe() {
         let key = Some((OldImage::Key, row(["1", "?", "?", "?"])));
         let full = Some((OldImage::Full, row(["1", "us", "2", "-"])));
-        for change in [(Op::Delete, key, None), (Op::Update, full, Some(row(["1", "eu", "2", "-"])))] {
+        let to = |region| (Op::Update, full.clone(), Some(row(["1", region, "2", "-"])));
+        for change in [(Op::Delete, key, None), to("eu"), to("-")] {
             let out = Shard::column(["*"], "region").apply(batch_of(&Arc::new(orders()), &[change])).unwrap();
             assert_eq!(out.change(0).left_out().unwrap().class, LetterClass::Severe);
         }

@@ -156,6 +156,12 @@ fn a_row_without_a_usable_shard_is_severe() {
         let why = out.change(0).left_out().unwrap();
         assert!(why.class == LetterClass::Severe && why.reason.contains(says), "{why:?}");
     }
+    for to in [Some("b"), None] {
+        let (old, new): (Row<'_>, Row<'_>) = (&[Some("a"), Some("1"), Some("x")], &[to, Some("1"), Some("y")]);
+        let out = mapping.apply(batch(&users(), None, Op::Update, Some(old), Some(new))).unwrap();
+        let why = out.change(0).left_out().map(|why| (why.class, why.reason.contains("moves from shard a")));
+        assert_eq!(why, Some((LetterClass::Severe, true)), "to {to:?}");
+    }
     let mut constant = session(SESSION).unwrap().shard("only");
     let out = constant.apply(batch(&users(), None, Op::Insert, None, Some(&[None, Some("1"), None]))).unwrap();
     assert_eq!(out.change(0).shard().map(|s| &**s), Some("only"));
