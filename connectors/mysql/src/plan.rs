@@ -3,9 +3,10 @@
 //!
 //! `INSERT ... ON DUPLICATE KEY UPDATE` updates a row that equals the new one in *any* unique key
 //! (MySQL 8.0 reference manual, 15.2.7.2): it would merge a row into another one. So it is used only
-//! where the target's primary key is the source's key, and with a guard wherever another row could
-//! be met: an expression that fails (error 1242) unless the key is the same. Setting the key to NULL
-//! would not do as a guard: an AUTO_INCREMENT column takes it as 0.
+//! where the target's primary key is the source's key, and with a guard: an expression that fails
+//! (error 1242) unless the key is the same. Also where no other unique key is known, for one may be
+//! added while the pipeline runs. Setting the key to NULL would not do as a guard: an AUTO_INCREMENT
+//! column takes it as 0.
 
 use std::sync::Arc;
 
@@ -53,6 +54,8 @@ pub(crate) struct Plan {
     pub(crate) insert: String,
     /// What follows the rows of an upsert; `None` where an upsert is not safe.
     pub(crate) upsert: Option<String>,
+    /// Equal keys of the source may have different texts in the target.
+    pub(crate) key_has_many_texts: bool,
 }
 
 /// A column that is written.
@@ -169,7 +172,13 @@ impl Plan {
             extra,
             insert: String::new(),
             upsert: None,
+            key_has_many_texts: false,
         };
+        plan.key_has_many_texts = plan.key.iter().map(|&k| &plan.columns[k]).any(|c| {
+            let of = &schema.columns[c.source].data_type;
+            matches!(of, DataType::Decimal { scale: None, .. })
+                && matches!(c.encoding, Encoding::Text { .. } | Encoding::Bytes { .. })
+        });
         let written: Vec<&str> = plan.written().map(|c| c.name.as_str()).collect();
         plan.insert = format!("INSERT INTO {} ({}) VALUES ", plan.table, written.join(","));
         plan.upsert = plan.upsert_clause(schema, target);
@@ -185,27 +194,20 @@ impl Plan {
             return None;
         }
         let mut set: Vec<String> = Vec::new();
-        let alone = target.unique.is_empty() && self.key.iter().all(|&k| self.columns[k].exact);
-        if !alone {
-            let same: Vec<String> = self
-                .key
-                .iter()
-                .map(|&k| match &self.columns[k] {
-                    c if c.exact => format!("{0}<=>VALUES({0})", c.name),
-                    c => format!("CAST({0} AS BINARY)<=>CAST(VALUES({0}) AS BINARY)", c.name),
-                })
-                .collect();
-            let first = &self.columns[self.key[0]].name;
-            set.push(format!("{first}=IF({},{first},(SELECT 1 UNION SELECT 2))", same.join(" AND ")));
-        }
+        let same: Vec<String> = self
+            .key
+            .iter()
+            .map(|&k| match &self.columns[k] {
+                c if c.exact => format!("{0}<=>VALUES({0})", c.name),
+                c => format!("CAST({0} AS BINARY)<=>CAST(VALUES({0}) AS BINARY)", c.name),
+            })
+            .collect();
+        let first = &self.columns[self.key[0]].name;
+        set.push(format!("{first}=IF({},{first},(SELECT 1 UNION SELECT 2))", same.join(" AND ")));
         for (at, c) in self.columns.iter().enumerate() {
             if c.written && !self.key.contains(&at) {
                 set.push(format!("{0}=VALUES({0})", c.name));
             }
-        }
-        if set.is_empty() {
-            let first = &self.columns[self.key[0]].name;
-            set.push(format!("{first}={first}"));
         }
         Some(format!(" ON DUPLICATE KEY UPDATE {}", set.join(",")))
     }

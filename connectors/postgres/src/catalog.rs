@@ -189,9 +189,11 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND c.oid >= 16384
              SELECT FROM pg_catalog.pg_partition_ancestors(c.oid) AS a
              WHERE a.relid <> c.oid AND a.relid IN (SELECT oid FROM listed)) END";
 
+/// A deferrable key does not tell rows apart within a transaction: two rows that swap it have the same
+/// one in between. PostgreSQL takes none for a replica identity either.
 const KEYS: &str = "
 SELECT i.indrelid, i.indisprimary, i.indisreplident,
        ARRAY(SELECT k FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS t(k, n)
              WHERE n <= i.indnkeyatts ORDER BY n) AS key
 FROM pg_catalog.pg_index i
-WHERE i.indrelid = ANY ($1) AND i.indisvalid AND (i.indisprimary OR i.indisreplident)";
+WHERE i.indrelid = ANY ($1) AND i.indisvalid AND i.indimmediate AND (i.indisprimary OR i.indisreplident)";

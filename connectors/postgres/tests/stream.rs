@@ -25,6 +25,8 @@ async fn rows_images_and_unchanged_values() {
                ALTER TABLE i REPLICA IDENTITY USING INDEX i_code;
                CREATE TABLE n (a int, b text);
                ALTER TABLE n REPLICA IDENTITY FULL;
+               CREATE TABLE later (id int PRIMARY KEY DEFERRABLE, b text);
+               ALTER TABLE later REPLICA IDENTITY FULL;
                CREATE SCHEMA "Mixed Case";
                CREATE TABLE "Mixed Case"."Or""ders" ("Id" int PRIMARY KEY, "no te" text);
                CREATE TABLE bigkey (k text PRIMARY KEY, v int);
@@ -108,6 +110,7 @@ async fn rows_images_and_unchanged_values() {
         };
         assert_eq!((key("d"), key("f"), key("i")), (vec!["id".into()], vec!["id".into()], vec!["code".to_owned()]));
         assert_eq!(key("n"), Vec::<String>::new());
+        assert_eq!(key("later"), Vec::<String>::new(), "a deferrable key may be doubled within a transaction");
         reader.close().await.unwrap();
     }
 }

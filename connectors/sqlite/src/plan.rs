@@ -45,6 +45,8 @@ pub(crate) struct PlannedColumn {
     pub(crate) sql: String,
     pub(crate) name: String,
     pub(crate) codec: Codec,
+    /// How it is compared as a part of the key, where the column's own collation may be another one.
+    compare: &'static str,
 }
 
 impl TablePlan {
@@ -112,9 +114,11 @@ impl TablePlan {
 
     /// `"a" = ?1 AND "b" = ?2`, counting from `first`.
     pub(crate) fn where_key(&self, first: usize) -> String {
-        let terms: Vec<String> =
-            self.key.iter().enumerate().map(|(n, &k)| format!("{} = ?{}", self.columns[k].sql, first + n)).collect();
-        terms.join(" AND ")
+        let term = |(n, &k): (usize, &usize)| {
+            let column = &self.columns[k];
+            format!("{} = ?{}{}", column.sql, first + n, column.compare)
+        };
+        self.key.iter().enumerate().map(term).collect::<Vec<_>>().join(" AND ")
     }
 
     /// Whether rows are found by a key.
@@ -185,6 +189,9 @@ fn planned_columns(schema: &TableSchema, table: &Described) -> Result<Vec<Planne
             sql: quoted(&column.name),
             name: column.name.clone(),
             codec: there.declared.codec(&column.data_type),
+            // A column may be declared with a collation that its unique index does not have: 'a' would
+            // be found by 'A', and both rows are there.
+            compare: if there.declared.collation.is_none() { " COLLATE BINARY" } else { "" },
         });
     }
     Ok(columns)

@@ -36,6 +36,37 @@ async fn a_row_is_never_merged_into_another_one() {
     }
 }
 
+/// An index that somebody adds while a pipeline runs, as before a switchover.
+#[tokio::test]
+async fn a_unique_index_that_comes_later_merges_no_rows() {
+    let mut db = database(server!()).await;
+    db.run("CREATE TABLE late (k BIGINT PRIMARY KEY, u BIGINT, v VARCHAR(9))").await;
+    let t = table("late", &[("k", INT), ("u", INT), ("v", TEXT)]);
+    let mut writer = db.writer(1).await;
+    let mut m = Maker::default();
+    let _ = writer.write(&m.stream(&[(&t, Do::Insert(row![2, 20, "b"]))])).await.expect("insert");
+    db.run("ALTER TABLE late ADD UNIQUE (u)").await;
+    // 20 moves from row 2 to row 3, of which the first is heard of earlier.
+    let moved =
+        [(&t, Do::Insert(row![3, 30, "c"])), (&t, Do::Update(row![2, 40, "b"])), (&t, Do::Update(row![3, 20, "c"]))];
+    let _ = writer.write(&m.stream(&moved)).await.expect("a value moves");
+    assert_eq!(db.lines("SELECT * FROM late ORDER BY k").await, ["2|40|b", "3|20|c"]);
+}
+
+/// 1.5 and 1.50 are one number, and two texts.
+#[tokio::test]
+async fn a_decimal_key_that_is_kept_as_text_is_written_in_another_way() {
+    let mut db = database(server!()).await;
+    db.run("CREATE TABLE texts (k VARCHAR(40) PRIMARY KEY, v BIGINT) CHARSET ascii COLLATE ascii_bin").await;
+    let t = table("texts", &[("k", anabranch_core::DataType::Decimal { precision: None, scale: None }), ("v", INT)]);
+    let mut writer = db.writer(1).await;
+    let mut m = Maker::default();
+    let _ = writer.write(&m.stream(&[(&t, Do::Insert(row!["1.5", 1]))])).await.expect("insert");
+    let old = vec!["1.5".into(), Value::Unchanged];
+    let _ = writer.write(&m.stream(&[(&t, Do::Move(OldImage::Key, old, row!["1.50", 2]))])).await.expect("update");
+    assert_eq!(db.lines("SELECT * FROM texts").await, ["1.50|2"]);
+}
+
 #[tokio::test]
 async fn unique_values_swap_chain_and_move_with_columns_not_sent() {
     let mut db = database(server!()).await;

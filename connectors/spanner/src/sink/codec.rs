@@ -109,7 +109,16 @@ fn float(value: ValueRef<'_>, single: bool) -> Result<SpannerValue, String> {
         ValueRef::Text(v) => v.parse().map_err(|_| format!("{v:?} is no number"))?,
         other => return Err(format!("{:?} is no number", text(other))),
     };
-    Ok(SpannerValue::from(if single { f64::from(number as f32) } else { number }))
+    let written = if single { f64::from(number as f32) } else { number };
+    // Rounding is consented to; that a number becomes infinite is not rounding.
+    let infinite = match value {
+        ValueRef::Text(v) => v.trim_start_matches(['-', '+']).starts_with(['I', 'i']),
+        _ => number.is_infinite(),
+    };
+    if written.is_infinite() && !infinite {
+        return Err(format!("{} is too large for {} bits", text(value), if single { 32 } else { 64 }));
+    }
+    Ok(SpannerValue::from(written))
 }
 
 fn decimal(text: &str, whole: u32, scale: u32, nan: bool) -> Result<String, String> {
@@ -203,6 +212,7 @@ mod tests {
         use ValueRef::{Bool, Bytes, Float, Int, Text};
         let decimal = Codec::Decimal { whole: 29, scale: 9, nan: false };
         let many = Codec::Decimal { whole: 131_072, scale: 16_383, nan: true };
+        let beyond = "9".repeat(310);
         let cases: Vec<(Codec, ValueRef<'_>, Option<SpannerValue>)> = vec![
             (Codec::Bool, Text("t"), Some(true.into())),
             (Codec::Bool, Text("x"), None),
@@ -212,6 +222,10 @@ mod tests {
             (Codec::Float { single: false }, Float(f64::NEG_INFINITY), Some("-Infinity".into())),
             (Codec::Float { single: false }, Text("Infinity"), Some("Infinity".into())),
             (Codec::Float { single: true }, Text("0.1"), Some(SpannerValue::Number(f64::from(0.1f32)))),
+            (Codec::Float { single: true }, Float(1e300), None),
+            (Codec::Float { single: true }, Text("1e300"), None),
+            (Codec::Float { single: true }, Float(f64::INFINITY), Some("Infinity".into())),
+            (Codec::Float { single: false }, Text(&beyond), None),
             (decimal.clone(), Text("-12.345000000000"), Some("-12.345000000000".into())),
             (decimal.clone(), Text("0.0000000001"), None),
             (decimal.clone(), Text("100000000000000000000000000000"), None),

@@ -85,6 +85,23 @@ async fn the_way_around_keeps_columns_that_the_source_does_not_have() {
     assert_eq!(target.rows("SELECT * FROM items ORDER BY id"), expected);
 }
 
+/// The column compares its values by one collation, and its unique index by another.
+#[tokio::test]
+async fn keys_are_compared_as_their_unique_index_compares_them() {
+    let target = Target::new(
+        "CREATE TABLE items (id TEXT COLLATE NOCASE NOT NULL, code TEXT, note TEXT);
+         CREATE UNIQUE INDEX exact ON items (id COLLATE BINARY);
+         INSERT INTO items VALUES ('a', 'x', 'y'), ('A', 'x', 'y'), ('b', 'x', 'y'), ('B', 'x', 'y')",
+    );
+    let t = table("items", &[("id", text()), ("code", text()), ("note", text())], 1);
+    let changes = [
+        Do::Delete(t.clone(), OldImage::Key, row(["A".into(), UNCHANGED, UNCHANGED])),
+        Do::Update(t.clone(), row(["B".into(), "changed".into(), UNCHANGED])),
+    ];
+    apply(&target, &changes).await.unwrap();
+    assert_eq!(target.rows("SELECT * FROM items ORDER BY id, code DESC"), ["a|x|y", "b|x|y", "B|changed|y"]);
+}
+
 #[tokio::test]
 async fn a_unique_value_moves_to_another_key() {
     let target = Target::new(ITEMS);
