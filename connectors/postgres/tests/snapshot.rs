@@ -353,3 +353,37 @@ async fn changed_rows_are_not_sought_where_the_table_was_written_anew() {
         }
     }
 }
+
+/// Another name of an enum's value, or another attribute of a composite type, changes what rows look like
+/// and none of the rows.
+#[tokio::test]
+async fn a_type_that_changed_changes_the_copied_rows() {
+    let Some(server) = start(PgVersion::V18, &[]) else { return };
+    let sql = server.client().await;
+    sql.batch_execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'fine'); CREATE DOMAIN state AS mood; CREATE TYPE pair AS (a int, b state[]);
+         CREATE TYPE other AS ENUM ('x');
+         CREATE TABLE t (id int PRIMARY KEY, m mood, p pair);
+         INSERT INTO t SELECT i, 'sad', format('(%s,{sad})', i)::pair FROM generate_series(1, 1000) i",
+    )
+    .await
+    .unwrap();
+    let changes = [
+        ("ALTER TYPE other RENAME VALUE 'x' TO 'y'", true),
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", false),
+        ("ALTER TABLE t DROP m", false),
+        ("ALTER TYPE mood RENAME VALUE 'fine' TO 'well'", false),
+        ("ALTER TYPE pair ADD ATTRIBUTE c int", false),
+    ];
+    let source = source(&server).chunk_pages(1);
+    source.prepare(None).await.unwrap();
+    for (change, goes_on) in changes {
+        let tables = Source::tables(&source).await.unwrap();
+        let before = begun(&source, &tables).await;
+        sql.batch_execute(change).await.unwrap();
+        let tables = Source::tables(&source).await.unwrap();
+        let resumed = source.snapshotter().unwrap().resume(&tables, &before).await.unwrap().unwrap();
+        let found = resumed.goes_on(&tables[0].name);
+        assert_eq!(matches!(found, GoesOn::But(_)), goes_on, "{change}: {found:?}");
+    }
+}
