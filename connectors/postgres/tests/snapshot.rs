@@ -310,3 +310,80 @@ async fn changed_rows_are_read_through_the_index() {
         assert!(!row.get::<_, bool>(1));
     }
 }
+
+/// A copy of the only table of which the first chunk is done.
+async fn begun(source: &Postgres, tables: &[TableSchema]) -> BTreeMap<TableName, TableSnapshot> {
+    let first = source.snapshotter().unwrap().begin(tables).await.unwrap();
+    let name = &tables[0].name;
+    let mut before = TableSnapshot { point: first.point(), plan: first.plan(name), ..TableSnapshot::default() };
+    before.chunks = first.chunks().len() as u32;
+    before.done_chunks.insert(0);
+    BTreeMap::from([(name.clone(), before)])
+}
+
+/// A snapshot sees no row of a table that was rewritten after it, and the stream does not bring them again.
+#[tokio::test]
+async fn changed_rows_are_not_sought_where_the_table_was_written_anew() {
+    let Some(server) = start(PgVersion::V18, &[]) else { return };
+    let sql = server.client().await;
+    for table in ["", "PARTITION BY RANGE (id)"] {
+        let _ = sql.batch_execute("DROP PUBLICATION IF EXISTS pub; DROP TABLE IF EXISTS t").await;
+        let partitions = if table.is_empty() { "" } else { "CREATE TABLE t_all PARTITION OF t DEFAULT;" };
+        sql.batch_execute(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY, n int) {table}; {partitions}
+             INSERT INTO t SELECT i, i FROM generate_series(1, 1000) i"
+        ))
+        .await
+        .unwrap();
+        let slot = if table.is_empty() { "plain" } else { "parts" };
+        let source = source(&server).slot(slot).chunk_pages(1);
+        source.prepare(None).await.unwrap();
+        let tables = Source::tables(&source).await.unwrap();
+        let before = begun(&source, &tables).await;
+        sql.batch_execute("UPDATE t SET n = 0 WHERE id <= 10").await.unwrap();
+        let resumed = source.snapshotter().unwrap().resume(&tables, &before).await.unwrap().unwrap();
+        let GoesOn::But(changed) = resumed.goes_on(&tables[0].name) else { panic!() };
+        sql.batch_execute("ALTER TABLE t ALTER n TYPE bigint").await.unwrap();
+        match resumed.open(&changed.rows[0]).await {
+            Ok(_) => panic!("{slot}: {} of 10 rows", read(&*resumed, &changed.rows[0]).await.len()),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Transient);
+                assert!(error.report().contains("written anew"), "{}", error.report());
+            }
+        }
+    }
+}
+
+/// Another name of an enum's value, or another attribute of a composite type, changes what rows look like
+/// and none of the rows.
+#[tokio::test]
+async fn a_type_that_changed_changes_the_copied_rows() {
+    let Some(server) = start(PgVersion::V18, &[]) else { return };
+    let sql = server.client().await;
+    sql.batch_execute(
+        "CREATE TYPE mood AS ENUM ('sad', 'fine'); CREATE DOMAIN state AS mood; CREATE TYPE pair AS (a int, b state[]);
+         CREATE TYPE other AS ENUM ('x');
+         CREATE TABLE t (id int PRIMARY KEY, m mood, p pair);
+         INSERT INTO t SELECT i, 'sad', format('(%s,{sad})', i)::pair FROM generate_series(1, 1000) i",
+    )
+    .await
+    .unwrap();
+    let changes = [
+        ("ALTER TYPE other RENAME VALUE 'x' TO 'y'", true),
+        ("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'", false),
+        ("ALTER TABLE t DROP m", false),
+        ("ALTER TYPE mood RENAME VALUE 'fine' TO 'well'", false),
+        ("ALTER TYPE pair ADD ATTRIBUTE c int", false),
+    ];
+    let source = source(&server).chunk_pages(1);
+    source.prepare(None).await.unwrap();
+    for (change, goes_on) in changes {
+        let tables = Source::tables(&source).await.unwrap();
+        let before = begun(&source, &tables).await;
+        sql.batch_execute(change).await.unwrap();
+        let tables = Source::tables(&source).await.unwrap();
+        let resumed = source.snapshotter().unwrap().resume(&tables, &before).await.unwrap().unwrap();
+        let found = resumed.goes_on(&tables[0].name);
+        assert_eq!(matches!(found, GoesOn::But(_)), goes_on, "{change}: {found:?}");
+    }
+}

@@ -3,7 +3,8 @@
 //! Rows of the catalog are told apart by `xmin`: a row that was changed, or removed and made again, has
 //! another one, though all else may be as it was. Read under the snapshot of a copy, and later under that
 //! of another one, what is the same was the same all the time between them: so no change of the table
-//! went unpublished in between, and none moved its rows without the stream saying so.
+//! went unpublished in between, and none moved its rows without the stream saying so. Values of an enum
+//! and attributes of a composite type are among them: their changes change what rows that stay look like.
 
 use anabranch_core::Result;
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ pub(super) struct Fingerprint {
     partitions: String,
     /// What the publication says about it, its row filter and its column list with it.
     publication: String,
-    /// The table, its columns and its keys.
+    /// The table, its columns with their types, and its keys.
     definition: String,
     /// Whether inserts, updates and deletes are published, so that no changed row goes unnoticed. A
     /// truncate writes the table anew.
@@ -69,6 +70,21 @@ WITH RECURSIVE down(oid) AS (
   UNION
   SELECT i.inhparent FROM up u JOIN pg_catalog.pg_inherits i ON i.inhrelid = u.oid
 ), every(oid) AS (SELECT oid FROM down UNION SELECT oid FROM up),
+types(oid, relation) AS (
+  SELECT t.oid, t.typrelid
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+  WHERE a.attrelid = $1::oid AND a.attnum > 0
+  UNION
+  SELECT t.oid, t.typrelid
+  FROM types y
+  CROSS JOIN LATERAL (
+    SELECT p.typelem FROM pg_catalog.pg_type p WHERE p.oid = y.oid
+    UNION ALL SELECT p.typbasetype FROM pg_catalog.pg_type p WHERE p.oid = y.oid
+    UNION ALL SELECT r.rngsubtype FROM pg_catalog.pg_range r WHERE y.oid IN (r.rngtypid, r.rngmultitypid)
+    UNION ALL SELECT a.atttypid FROM pg_catalog.pg_attribute a WHERE a.attrelid = y.relation AND a.attnum > 0
+  ) AS part(oid)
+  JOIN pg_catalog.pg_type t ON t.oid = part.oid
+),
 facts(kind, fact) AS (
   SELECT 1, format('%s %s', c.oid, c.relfilenode) FROM pg_catalog.pg_class c WHERE c.oid IN (SELECT oid FROM down)
   UNION ALL
@@ -92,6 +108,12 @@ facts(kind, fact) AS (
   UNION ALL
   SELECT 4, format('i %s %s', i.indexrelid, i.xmin)
   FROM pg_catalog.pg_index i WHERE i.indrelid = $1::oid AND (i.indisprimary OR i.indisreplident)
+  UNION ALL
+  SELECT 4, format('t %s %s', a.attrelid || '.' || a.attnum, a.xmin)
+  FROM pg_catalog.pg_attribute a WHERE a.attrelid IN (SELECT relation FROM types WHERE relation <> 0) AND a.attnum > 0
+  UNION ALL
+  SELECT 4, format('e %s %s', e.oid, e.xmin)
+  FROM pg_catalog.pg_enum e WHERE e.enumtypid IN (SELECT oid FROM types)
 ), hashed(kind, hash) AS (
   SELECT kind, hashtextextended(string_agg(fact COLLATE "C", ',' ORDER BY fact COLLATE "C") COLLATE "C", 0)
   FROM facts GROUP BY kind

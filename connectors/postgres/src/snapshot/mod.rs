@@ -35,7 +35,7 @@ use crate::sql;
 use crate::wire::Connection;
 use chunk::ChunkReader;
 use keys::KeyReader;
-use plan::Plan;
+use plan::{Leaf, Plan};
 
 /// An exported snapshot and its chunks.
 struct PostgresSnapshot {
@@ -52,6 +52,8 @@ struct Changed {
     keys: Arc<keys::Keys>,
     /// How each column of the key is compared.
     operators: Vec<String>,
+    /// Where its rows lie.
+    leaves: Vec<Leaf>,
     chunks: ChangedRows,
 }
 
@@ -193,24 +195,21 @@ impl PostgresSnapshot {
 
     async fn pages(&self, table: &CatalogTable, pages: &Pages, what: &str) -> Result<(Client, String)> {
         let client = self.exported.transaction("anabranch copy").await?;
-        let lock = format!("SELECT {} FROM ONLY {} WHERE false", columns(table), pages.relation);
-        client.batch_execute(&lock).await.map_err(|e| classify(e, what))?;
-        // Whatever writes a table anew locks out everybody who reads, so from here on the file stays. Done
-        // since the plan, it has moved rows from pages that are not read yet to such that are.
-        let row = client.query_one("SELECT pg_catalog.pg_relation_filenode($1::oid)", &[&pages.oid]).await;
-        let file: Option<u32> = row.map_err(|e| classify(e, what))?.get(0);
-        if file != Some(pages.file) {
-            return Err(Error::transient(format!(
-                "{} was written anew while it was copied (VACUUM FULL, CLUSTER, TRUNCATE, ALTER TABLE): its copy \
-                 begins again",
-                pages.relation
-            )));
-        }
+        let leaf = (pages.relation.as_str(), pages.oid, pages.file);
+        in_their_files(&client, table, [leaf].into_iter(), what).await?;
         Ok((client, pages_statement(table, pages)))
     }
 
-    async fn rows(&self, table: &CatalogTable, changed: &Changed, keys: (usize, usize)) -> Result<(Client, String)> {
+    async fn rows(
+        &self,
+        table: &CatalogTable,
+        changed: &Changed,
+        keys: (usize, usize),
+        what: &str,
+    ) -> Result<(Client, String)> {
         let client = self.exported.transaction("anabranch copy").await?;
+        let leaves = changed.leaves.iter().map(|l| (l.relation.as_str(), l.oid, l.file));
+        in_their_files(&client, table, leaves, what).await?;
         // The planner may never have seen the table: keep to the index of its key.
         let settings = "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
                         SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
@@ -218,6 +217,40 @@ impl PostgresSnapshot {
         Ok((client, rows_statement(table, changed, keys)))
     }
 }
+
+/// Locks these (name, oid, file) against being written anew until the transaction ends: whatever does that
+/// locks out everybody who reads. Done since the plan, it has moved rows from pages that are not read yet
+/// to such that are; and after a TRUNCATE, or an ALTER TABLE that rewrites, an older snapshot sees a table
+/// without any row (the manual's chapter on MVCC, "Caveats").
+async fn in_their_files<'a>(
+    client: &Client,
+    table: &CatalogTable,
+    leaves: impl Iterator<Item = (&'a str, u32, u32)>,
+    what: &str,
+) -> Result<()> {
+    let columns = columns(table);
+    let (mut locks, mut names, mut oids, mut files) = (String::new(), Vec::new(), Vec::new(), Vec::new());
+    for (name, oid, file) in leaves {
+        locks.push_str(&format!("SELECT {columns} FROM ONLY {name} WHERE false;"));
+        names.push(name);
+        oids.push(oid);
+        files.push(file);
+    }
+    client.batch_execute(&locks).await.map_err(|e| classify(e, what))?;
+    let other = client.query_opt(IN_ANOTHER_FILE, &[&names, &oids, &files]).await.map_err(|e| classify(e, what))?;
+    match other {
+        None => Ok(()),
+        Some(row) => Err(Error::transient(format!(
+            "{} was written anew while it was copied (VACUUM FULL, CLUSTER, TRUNCATE, ALTER TABLE): its copy \
+             begins again",
+            row.get::<_, &str>(0)
+        ))),
+    }
+}
+
+const IN_ANOTHER_FILE: &str = "
+SELECT l.name FROM unnest($1::text[], $2::oid[], $3::oid[]) AS l(name, oid, file)
+WHERE pg_catalog.pg_relation_filenode(l.oid) IS DISTINCT FROM l.file LIMIT 1";
 
 #[async_trait]
 impl Snapshot for PostgresSnapshot {
@@ -243,7 +276,7 @@ impl Snapshot for PostgresSnapshot {
         let partition = PartitionId::new(format!("{}#{}", chunk.table, chunk.index));
         let (client, copy) = match (part, changed) {
             (Part::Pages(pages), _) => self.pages(table, &pages, &what).await?,
-            (Part::Rows(from, to), Some(changed)) => self.rows(table, changed, (from, to)).await?,
+            (Part::Rows(from, to), Some(changed)) => self.rows(table, changed, (from, to), &what).await?,
             (Part::Keys(from, to), Some(changed)) => {
                 let keys = Arc::clone(&changed.keys);
                 return Ok(Box::new(KeyReader::new(keys, from..to, &table.schema, partition)));

@@ -17,7 +17,7 @@ pub(super) struct Plan {
     /// Pages of a chunk.
     pages: u32,
     /// The table, or the leaf partitions that are published through it.
-    leaves: Vec<Leaf>,
+    pub(super) leaves: Vec<Leaf>,
     /// The history of the server: rows that were copied on one that was left may never have been.
     timeline: String,
     /// The columns and the key, hashed.
@@ -26,11 +26,11 @@ pub(super) struct Plan {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Leaf {
+pub(super) struct Leaf {
     /// Quoted.
-    relation: String,
-    oid: u32,
-    file: u32,
+    pub(super) relation: String,
+    pub(super) oid: u32,
+    pub(super) file: u32,
     chunks: u32,
     /// Rows of a chunk, about; unknown before the first ANALYZE.
     rows: Option<u64>,

@@ -28,7 +28,7 @@ use tokio_postgres::Client;
 
 use super::changed::Search;
 use super::keys::Keys;
-use super::plan::Plan;
+use super::plan::{Leaf, Plan};
 use super::{Changed, Exported, Part, PostgresSnapshot, published};
 use crate::catalog::CatalogTable;
 use crate::error::classify;
@@ -97,7 +97,8 @@ pub(super) async fn resume(
     }
     for (name, keys) in search.keys {
         let operators = operators.remove(&name).unwrap_or_default();
-        snapshot.changed.insert(name.clone(), Changed::new(&name, keys, operators)?);
+        let leaves = begun.remove(&name).map(|copy| copy.plan.leaves).unwrap_or_default();
+        snapshot.changed.insert(name.clone(), Changed::new(&name, keys, operators, leaves)?);
     }
     Ok(Some(snapshot))
 }
@@ -146,7 +147,7 @@ async fn search(source: &Postgres, begun: &HashMap<TableName, Begun>, until: Lsn
 }
 
 impl Changed {
-    fn new(table: &TableName, keys: Keys, operators: Vec<String>) -> Result<Self> {
+    fn new(table: &TableName, keys: Keys, operators: Vec<String>, leaves: Vec<Leaf>) -> Result<Self> {
         let chunks = |part: fn(usize, usize) -> Part| -> Result<Vec<Chunk>> {
             let starts = (0..keys.len()).step_by(KEYS_EACH);
             let chunk = |(index, from): (usize, usize)| {
@@ -158,7 +159,7 @@ impl Changed {
             starts.enumerate().map(chunk).collect()
         };
         let chunks = ChangedRows { keys: chunks(Part::Keys)?, rows: chunks(Part::Rows)? };
-        Ok(Self { keys: Arc::new(keys), operators, chunks })
+        Ok(Self { keys: Arc::new(keys), operators, leaves, chunks })
     }
 }
 

@@ -62,6 +62,9 @@ pub(super) async fn resume(
     let mut resumed = Resumed::default();
     for table in left.iter().filter(is_planned) {
         match snapshot.goes_on(&table.name) {
+            GoesOn::AsItWas if lost(session, &table.name, &before[&table.name]).await? => {
+                tracing::warn!(table = %table.name, "its interrupted copy begins anew: {LOST}");
+            }
             GoesOn::AsItWas => drop(resumed.as_they_were.insert(table.name.clone())),
             GoesOn::Anew => {}
             GoesOn::But(changed) => match obstacle(session, &table.name, &before[&table.name]).await? {
@@ -95,9 +98,16 @@ async fn obstacle(session: &Session, table: &TableName, before: &TableSnapshot) 
     if !target.resumes_copies(&goal.name).await? {
         return Ok(Some("the target cannot take rows out of a copy"));
     }
-    // Somebody removed them, or the target is another one.
-    if before.rows > 0 && target.is_empty(&goal.name).await? {
-        return Ok(Some("what was copied is not in the target"));
+    Ok(lost(session, table, before).await?.then_some(LOST))
+}
+
+const LOST: &str = "what was copied is not in the target";
+
+/// Whether the target has none of the rows that were copied: somebody removed them, or it is another one.
+async fn lost(session: &Session, table: &TableName, before: &TableSnapshot) -> Result<bool> {
+    let goal = session.tables.iter().find(|(source, _)| source.name == *table).map(|(_, goal)| &goal.name);
+    match (goal, session.spec.sink.target()) {
+        (Some(goal), Some(target)) if before.rows > 0 => target.is_empty(goal).await,
+        _ => Ok(false),
     }
-    Ok(None)
 }
