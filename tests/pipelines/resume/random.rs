@@ -45,7 +45,7 @@ fn change(rng: &mut StdRng) -> Vec<String> {
             "UPDATE scoded SET code = 'n{n}' WHERE id = {a} % 60; UPDATE scoded SET v = 'v{n}' WHERE id % 9 = {b} % 9"
         ),
         21 => format!("UPDATE keyless SET v = 'v{n}' WHERE n = {a} % 60; DELETE FROM keyless WHERE n = {b} % 60"),
-        22 if n % 8 == 0 => "TRUNCATE docs".to_owned(),
+        22 if n.is_multiple_of(8) => "TRUNCATE docs".to_owned(),
         22 if n % 8 == 1 => "VACUUM FULL docs".to_owned(),
         _ => format!(
             "INSERT INTO docs SELECT {n} + i, 'more ' || {n} + i, 'b', i, repeat('r', 300) FROM generate_series(2000, 2020) i ON CONFLICT DO NOTHING"
