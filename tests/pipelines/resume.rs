@@ -78,7 +78,8 @@ async fn a_copy_that_is_interrupted_at_every_step_goes_on() -> Tested {
             format!("DELETE FROM docs WHERE id = {step}"),
         ];
         bed.change(&changes.each_ref().map(String::as_str))?;
-        let kind = if step.is_multiple_of(2) { Fault::Fail(ErrorKind::Fatal) } else { Fault::DoneThenFail(ErrorKind::Fatal) };
+        let kind =
+            if step.is_multiple_of(2) { Fault::Fail(ErrorKind::Fatal) } else { Fault::DoneThenFail(ErrorKind::Fatal) };
         bed.runs(1, Some((step as u64, kind))).await?;
         step += 1;
     }

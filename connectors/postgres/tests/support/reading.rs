@@ -130,11 +130,20 @@ pub(crate) async fn prepared_with(server: &PgServer, set: impl Fn(Postgres) -> P
 
 /// Reads on, with everything durable at once, until the reading fails.
 pub(crate) async fn refusal(reader: &mut Box<dyn ChangeReader>) -> Error {
+    refusal_behind(reader).await.0
+}
+
+/// The same, and what was durable last: the slot begins there from now on.
+pub(crate) async fn refusal_behind(reader: &mut Box<dyn ChangeReader>) -> (Error, Option<Position>) {
     let read = async {
+        let mut durable = None;
         loop {
             match next(reader).await {
-                Ok(batch) => reader.acknowledge(Some(batch.end())).await.unwrap(),
-                Err(e) => break e,
+                Ok(batch) => {
+                    durable = Some(batch.end().clone());
+                    reader.acknowledge(durable.as_ref()).await.unwrap();
+                }
+                Err(e) => break (e, durable),
             }
         }
     };
