@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 
 use anabranch_core::*;
 use anabranch_postgres::SchemaChange;
-use support::reading::{changes, next, open, prepared, prepared_with, refusal, reopen, source, transactions, value};
+use support::reading::{
+    changes, next, open, prepared, prepared_with, refusal, refusal_behind, reopen, source, transactions, value,
+};
 use support::{BOTH, PgVersion, start};
 
 #[tokio::test]
