@@ -1,41 +1,27 @@
 //! Partitions that come, go and are shared, budgets that are too small for what comes, and the races of a
 //! second process: what is told is true, and nothing stands still.
 
+mod scripted;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anabranch_core::checkpointer::MemoryCheckpointer;
 use anabranch_core::memory::{MemorySink, MemorySource};
-use anabranch_core::pipeline::{PipelineBuilder, SnapshotMode};
+use anabranch_core::pipeline::SnapshotMode;
 use anabranch_core::transform::{Custom, rewrite};
 use anabranch_core::{
     Arrival, ByKey, ByTransaction, ByWindow, Checkpoint, Checkpointer, Claim, Error, ErrorKind, Lane, LaneProgress,
-    Pipeline, ProgressStore, Result, RunningPipeline, Saved, Sink, SinkInfo, SinkWriter, SourceOrder, TargetSchema,
-    Value, ValueRef, Version,
+    Pipeline, ProgressStore, Result, Saved, Sink, SinkInfo, SinkWriter, SourceOrder, TargetSchema, Value, ValueRef,
+    Version,
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, FaultySource, Schedule};
 use anabranch_testkit::scripted::{Scripted, Tx, child, items};
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
-/// By the paused clock.
-const LONG: Option<Duration> = Some(Duration::from_secs(600));
-
-fn scripted(source: &Scripted, sink: &MemorySink) -> PipelineBuilder {
-    Pipeline::builder("p").source(source.clone()).sink(sink.clone()).snapshot(SnapshotMode::Never).create_tables(true)
-}
-
-async fn start(builder: PipelineBuilder) -> RunningPipeline {
-    builder.build().unwrap().start().await.unwrap()
-}
-
-fn ids(sink: &MemorySink) -> Vec<i64> {
-    let int = |v: &Value| if let Value::Int(n) = v { *n } else { panic!("{v:?}") };
-    let mut ids: Vec<i64> = sink.rows(&items().name).iter().map(|row| int(&row[0])).collect();
-    ids.sort_unstable();
-    ids
-}
+use scripted::{LONG, ids, scripted, start};
 
 /// What waits for its end leaves three quarters of the budget free, and the batch that has the end needs more.
 #[tokio::test(start_paused = true)]
@@ -44,7 +30,7 @@ async fn a_batch_that_needs_what_waits_is_not_waited_for_for_ever() {
     let source = Scripted::new(SourceOrder::Transactions, &["a"]);
     source.give("a", &[Tx::new(1).insert(1, "x".repeat(50 << 10)).open()]);
     source.give("a", &[Tx::new(1).from(2).insert(2, "y".repeat(3 << 20))]);
-    let mut running = start(scripted(&source, &sink).memory(1 << 20)).await;
+    let mut running = start(scripted(&source, sink.clone()).memory(1 << 20)).await;
     assert!(running.drain(LONG).await.unwrap().drained, "{:?}", running.status());
     assert_eq!(ids(&sink), [1, 2]);
     running.stop().await.unwrap();
@@ -55,7 +41,7 @@ async fn a_batch_that_needs_what_waits_is_not_waited_for_for_ever() {
 async fn a_partition_that_waits_for_another_makes_room_for_it() {
     let sink = MemorySink::new();
     let source = Scripted::new(SourceOrder::CommitTimePerPartition, &["a", "b"]);
-    let mut running = start(scripted(&source, &sink).memory(1 << 20)).await;
+    let mut running = start(scripted(&source, sink.clone()).memory(1 << 20)).await;
     for n in 0..10 {
         source.give("a", &[Tx::new(2 * n + 2).insert(n as i64, "x".repeat(600 << 10))]);
     }
@@ -131,7 +117,7 @@ async fn readers_that_have_something_to_tell_do_not_hold_up_a_stop() {
     for name in &names {
         source.close(name, &[]);
     }
-    let running = start(scripted(&source, &sink).order(Arrival).stop_deadline(Duration::from_secs(3000))).await;
+    let running = start(scripted(&source, sink.clone()).order(Arrival).stop_deadline(Duration::from_secs(3000))).await;
     let began = tokio::time::Instant::now();
     running.stop().await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
@@ -155,7 +141,7 @@ async fn transactions_are_merged_out_of_spilled_batches() {
             .collect();
         source.give(name, &transactions);
     }
-    let mut running = start(scripted(&source, &sink).order(ByTransaction::new()).memory(1 << 20)).await;
+    let mut running = start(scripted(&source, sink.clone()).order(ByTransaction::new()).memory(1 << 20)).await;
     assert!(running.drain(LONG).await.unwrap().drained, "{:?}", running.status());
     assert_eq!(ids(&sink).len() as u64, PARTITIONS as u64 * EACH);
     running.stop().await.unwrap();
@@ -297,7 +283,7 @@ async fn a_filter_takes_from_the_number_of_changes_that_was_told() {
                 Ok(())
             })
         });
-        let mut running = start(scripted(&source, &sink).order(ByTransaction::new()).transform(filter)).await;
+        let mut running = start(scripted(&source, sink.clone()).order(ByTransaction::new()).transform(filter)).await;
         let drained = running.drain(LONG).await;
         assert!(drained.is_ok_and(|d| d.drained), "{left_out:?}: {:?}", running.status().last_error);
         let stays: Vec<i64> = [1, 2, 3, 4, 11, 12].into_iter().filter(|id| !left_out.contains(id)).collect();

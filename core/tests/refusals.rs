@@ -1,13 +1,15 @@
 //! Rows that the target refuses, while everything else fails too: what was set aside is neither lost nor
 //! applied twice, and nothing overtakes it.
 
+mod scripted;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anabranch_core::checkpointer::MemoryCheckpointer;
 use anabranch_core::memory::{MemorySink, MemorySource};
-use anabranch_core::pipeline::{OnRejected, PipelineBuilder, SnapshotMode, Workers};
+use anabranch_core::pipeline::{OnRejected, SnapshotMode, Workers};
 use anabranch_core::transform::{Custom, rewrite};
 use anabranch_core::{
     Arrival, ByKey, ByTransaction, ErrorKind, LetterClass, LetterState, Op, Order, Pipeline, RunningPipeline, Sink,
@@ -15,10 +17,8 @@ use anabranch_core::{
 };
 use anabranch_testkit::faults::{Call, Fault, FaultySink, Schedule};
 use anabranch_testkit::generator::{Generator, customers, events, lines, waits};
-use anabranch_testkit::scripted::{Scripted, Tx, child, items};
-
-/// By the paused clock.
-const LONG: Option<Duration> = Some(Duration::from_secs(600));
+use anabranch_testkit::scripted::{Scripted, Tx, child};
+use scripted::{LONG, ids, scripted, start};
 
 /// A check of the target that an operator can take away.
 #[derive(Clone, Default)]
@@ -43,21 +43,6 @@ impl Check {
             !dropped.load(Ordering::Relaxed) && matches!(id, Some(Value::Int(id)) if refused(id))
         })
     }
-}
-
-async fn start(builder: PipelineBuilder) -> RunningPipeline {
-    builder.build().unwrap().start().await.unwrap()
-}
-
-fn ids(sink: &MemorySink) -> Vec<i64> {
-    let int = |v: &Value| if let Value::Int(n) = v { *n } else { panic!("{v:?}") };
-    let mut ids: Vec<i64> = sink.rows(&items().name).iter().map(|row| int(&row[0])).collect();
-    ids.sort_unstable();
-    ids
-}
-
-fn scripted(source: &Scripted, sink: FaultySink) -> PipelineBuilder {
-    Pipeline::builder("p").source(source.clone()).sink(sink).snapshot(SnapshotMode::Never).create_tables(true)
 }
 
 /// A unit is refused once and divided; the first half is written, and the run dies before the second.

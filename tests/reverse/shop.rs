@@ -170,3 +170,13 @@ pub(super) fn status(command: &Anabranch) -> Tested<serde_json::Value> {
     let said = command.call(&["status", "--json"])?;
     Ok(serde_json::from_str(&said.stdout)?)
 }
+
+/// The job that writes window files into the shards.
+pub(crate) fn writer_job(files: &str) -> String {
+    format!(
+        "[pipeline]\nname = \"shop-write\"\norder = \"transaction\"\neach_shard = true\n\
+         [source]\ntype = \"files\"\npath = \"{files}\"\nrun = \"shop\"\nsnapshot = \"never\"\npoll_seconds = 0.1\n\
+         [sink]\ntype = \"sharded\"\nshards_file = \"shards.json\"\n\
+         [sink.shard]\naccept_relaxed_durability = true\n"
+    )
+}

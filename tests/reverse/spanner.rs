@@ -8,7 +8,7 @@ use anabranch_servers::{MariaOptions, MariaServer, Row, SpannerDialect, SpannerO
 
 use super::Tested;
 use super::command::{Anabranch, DONE, OPERATOR, until};
-use super::shop::{SESSION, SHARD, shards_file, status};
+use super::shop::{SESSION, SHARD, shards_file, status, writer_job};
 
 const SOURCE: [&str; 2] = [
     "CREATE TABLE Customers (migration_shard_id STRING(50) NOT NULL, Id INT64 NOT NULL, FullName STRING(100)) \
@@ -148,15 +148,6 @@ impl Jobs {
         assert_eq!((&status["counters"]["stale"], &status["dead_letters_open"]), (&0.into(), &0.into()), "{status}");
         Ok(())
     }
-}
-
-fn writer_job(files: &str) -> String {
-    format!(
-        "[pipeline]\nname = \"shop-write\"\norder = \"transaction\"\neach_shard = true\n\
-         [source]\ntype = \"files\"\npath = \"{files}\"\nrun = \"shop\"\nsnapshot = \"never\"\npoll_seconds = 0.1\n\
-         [sink]\ntype = \"sharded\"\nshards_file = \"shards.json\"\n\
-         [sink.shard]\naccept_relaxed_durability = true\n"
-    )
 }
 
 /// Both jobs at work, both killed, a shard that fails and is repaired: exact rows, each change once.

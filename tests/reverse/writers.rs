@@ -6,7 +6,7 @@ use anabranch_servers::{MariaServer, Row};
 
 use super::Tested;
 use super::command::{Anabranch, CONFIGURATION, DONE, OPERATOR, until};
-use super::shop::{Shop, status};
+use super::shop::{Shop, status, writer_job};
 
 /// Both jobs, and what they work on.
 struct Jobs {
@@ -109,15 +109,6 @@ fn reader_job(shop: &Shop, files: &str) -> String {
          [sink]\ntype = \"files\"\npath = \"{files}\"\nrun = \"shop\"\nwindow_seconds = 1\n\
          [[transform]]\ntype = \"forward_migration\"\n\
          [[transform]]\ntype = \"session\"\nfile = \"session.json\"\n"
-    )
-}
-
-fn writer_job(files: &str) -> String {
-    format!(
-        "[pipeline]\nname = \"shop-write\"\norder = \"transaction\"\neach_shard = true\n\
-         [source]\ntype = \"files\"\npath = \"{files}\"\nrun = \"shop\"\nsnapshot = \"never\"\npoll_seconds = 0.1\n\
-         [sink]\ntype = \"sharded\"\nshards_file = \"shards.json\"\n\
-         [sink.shard]\naccept_relaxed_durability = true\n"
     )
 }
 
