@@ -140,7 +140,7 @@ impl Fake {
 
     /// Makes the next `times` calls of an operation fail with this code, such as `ThrottlingException`.
     pub fn fail(&self, operation: &str, code: &str, times: usize) {
-        self.state().failures.entry(operation.to_owned()).or_default().extend(vec![code.to_owned(); times]);
+        self.state().fail(operation, code, times);
     }
 
     /// Spoils the next good answers of an operation.

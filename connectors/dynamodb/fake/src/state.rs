@@ -231,6 +231,12 @@ impl State {
         self.sequence
     }
 
+    /// Makes the next `times` calls of an operation fail with this code, as
+    /// [`Fake::fail`](crate::Fake::fail) does.
+    pub fn fail(&mut self, operation: &str, code: &str, times: usize) {
+        self.failures.entry(operation.to_owned()).or_default().extend(vec![code.to_owned(); times]);
+    }
+
     /// Closes a shard and opens two children, of half its keys each.
     pub fn split(&mut self, table: &str, shard: &str) -> [String; 2] {
         let (arn, (low, high)) = self.close(table, shard);
