@@ -87,6 +87,31 @@ async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
     running.stop().await.expect("stop");
 }
 
+/// The stream lists a shard that was split together with its children, which are read meanwhile: what they
+/// gave is not read again, and not written anew, when the shard ends.
+#[tokio::test]
+async fn a_child_that_is_listed_beside_its_parent_is_spooled_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    for shard in bench.fake.open_shards("orders") {
+        bench.fake.split("orders", &shard);
+    }
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
+    let running = stalled(&bench, source).await;
+    (0..50).for_each(|id| put(&bench.fake, id, 4777));
+    bench.rows.until(|| spooled(folder.path(), 4777) >= 50, || spooled(folder.path(), 4777)).await;
+    bench.rows.until(|| ended(folder.path()) == 2, || ended(folder.path())).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(bench.fake.calls("GetShardIterator"), 3, "the parent and its children, once each");
+    assert_eq!(spooled(folder.path(), 4777), 50);
+    bench.fake.heal();
+    bench.rows.equal(&bench.fake, "orders").await;
+    running.stop().await.expect("stop");
+}
+
 /// The stream is disabled while the table is copied: what was in it is applied, and then the gap is told.
 #[tokio::test]
 async fn a_stream_that_is_disabled_during_the_copy_is_told_after_the_replay() {

@@ -1,5 +1,6 @@
 //! Reads the streams of tables into files while the tables are copied.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -116,6 +117,8 @@ struct Spool {
 impl Spool {
     async fn run(self) -> Result<()> {
         let root = Partition::root(PartitionId::new(self.table.name.as_str()));
+        // The root lists a shard together with its children: the end of the shard tells of them again.
+        let mut followed = BTreeSet::from([root.id.clone()]);
         let mut following = JoinSet::new();
         following.spawn(self.clone().follow(root));
         let mut touch = interval(TOUCH);
@@ -126,7 +129,9 @@ impl Spool {
                 ended = following.join_next() => match ended {
                     Some(Ok(children)) => {
                         for child in children? {
-                            following.spawn(self.clone().follow(child));
+                            if followed.insert(child.id.clone()) {
+                                following.spawn(self.clone().follow(child));
+                            }
                         }
                     }
                     Some(Err(e)) => return Err(Error::fatal("the spooling of a shard panicked").because(e)),
@@ -176,7 +181,9 @@ impl Spool {
                         let followed = self.known(children.clone());
                         // Before the parent counts as ended: whoever reads that finds them.
                         for child in &followed {
-                            self.create(child)?;
+                            if !self.has(child)? {
+                                self.create(child)?;
+                            }
                         }
                         let Some(()) = self.written(&path, file.closed(&children)) else { return Ok(Vec::new()) };
                         return Ok(followed);
@@ -201,6 +208,12 @@ impl Spool {
             tracing::warn!(error = %ended(&self.table).report(), "the stream was disabled during the copy");
         }
         children.into_iter().filter(|p| !is_end(p)).collect()
+    }
+
+    /// Whether a partition has a file, which somebody may be writing.
+    fn has(&self, partition: &Partition) -> Result<bool> {
+        let path = self.folder.file(&partition.id);
+        Frames::open(&path).map(|found| found.is_some()).map_err(|e| failed(&path, e))
     }
 
     fn create(&self, partition: &Partition) -> Result<Appender> {
