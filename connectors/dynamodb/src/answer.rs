@@ -15,6 +15,7 @@ use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use bytes::Bytes;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::timeout;
 
 use crate::client::CALL;
@@ -25,10 +26,32 @@ tokio::task_local! {
     static TAKEN: RefCell<Option<SdkBody>>;
 }
 
+/// The bytes of an answer, or why there is none.
+pub(crate) type Answer<E> = Result<Bytes, SdkError<E, HttpResponse>>;
+
+/// A call under way. It goes on while nobody waits for it, and ends with this.
+#[derive(Debug)]
+pub(crate) struct Call<E>(JoinHandle<Answer<E>>);
+
+impl<E: Send + 'static> Call<E> {
+    pub(crate) fn start(call: impl Future<Output = Answer<E>> + Send + 'static) -> Self {
+        Self(tokio::spawn(call))
+    }
+
+    /// Waits for its answer. Cancel safe.
+    pub(crate) async fn answer(&mut self) -> Result<Answer<E>, JoinError> {
+        (&mut self.0).await
+    }
+}
+
+impl<E> Drop for Call<E> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Sends a call of a client that has [`Bodies`], and gives its answer's bytes in place of its objects.
-pub(crate) async fn body<T, E>(
-    sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-) -> Result<Bytes, SdkError<E, HttpResponse>> {
+pub(crate) async fn body<T, E>(sent: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>) -> Answer<E> {
     let call = async { sent.await.map(|_| TAKEN.with(RefCell::take)) };
     let Some(body) = TAKEN.scope(RefCell::default(), call).await? else {
         return Err(SdkError::dispatch_failure(ConnectorError::io("the answer has no body".into())));

@@ -14,19 +14,15 @@ use anabranch_core::{
     TableName, TableSchema, TableSnapshot, Timestamp, Transaction,
 };
 use async_trait::async_trait;
-use aws_sdk_dynamodb::config::http::HttpResponse;
-use aws_sdk_dynamodb::error::SdkError;
 use aws_sdk_dynamodb::operation::scan::ScanError;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnConsumedCapacity};
-use bytes::Bytes;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::pace::Pace;
 use super::setup::Table;
 use super::spool::{self, Spooling};
 use super::{Connected, DynamoDb, RETENTION};
-use crate::answer;
+use crate::answer::{self, Call};
 use crate::bookkeeping::{DELETED, MARKER};
 use crate::decode::attribute::Item as _;
 use crate::decode::wire::{Item, Scanned};
@@ -222,7 +218,7 @@ struct SegmentReader {
     /// The last key of the page before.
     after: Option<HashMap<String, AttributeValue>>,
     /// The call for the page behind it, if it is under way.
-    call: Option<Call>,
+    call: Option<Call<ScanError>>,
     done: bool,
     pace: Pace,
     failures: u32,
@@ -243,7 +239,7 @@ impl SegmentReader {
                 self.call()?
             }
         };
-        let answer = (&mut call.0).await.map_err(|e| Error::fatal("a scan panicked").because(e))?;
+        let answer = call.answer().await.map_err(|e| Error::fatal("a scan panicked").because(e))?;
         let answer = match answer {
             Ok(answer) => answer,
             Err(e) if code(&e).is_some_and(is_throttle) => {
@@ -274,12 +270,12 @@ impl SegmentReader {
     }
 
     /// Asks for the page behind the last.
-    fn call(&self) -> Result<Call> {
+    fn call(&self) -> Result<Call<ScanError>> {
         let call = self.connected.connected()?.tables.scan().table_name(&self.table.name);
         let call = call.segment(self.segment).total_segments(self.segments);
         let call = call.set_exclusive_start_key(self.after.clone()).consistent_read(self.consistent);
         let call = call.return_consumed_capacity(ReturnConsumedCapacity::Total);
-        Ok(Call(tokio::spawn(async move { answer::body(Box::pin(call.send())).await })))
+        Ok(Call::start(async move { answer::body(Box::pin(call.send())).await }))
     }
 
     /// The same page is asked for a few times before the copy is interrupted.
@@ -327,15 +323,6 @@ impl ChangeReader for SegmentReader {
 
     async fn close(self: Box<Self>) -> Result<()> {
         Ok(())
-    }
-}
-
-/// A call of `Scan` under way.
-struct Call(JoinHandle<Result<Bytes, SdkError<ScanError, HttpResponse>>>);
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

@@ -8,12 +8,8 @@ use anabranch_core::{
     Timestamp,
 };
 use async_trait::async_trait;
-use aws_sdk_dynamodbstreams::config::http::HttpResponse;
-use aws_sdk_dynamodbstreams::error::SdkError;
 use aws_sdk_dynamodbstreams::operation::get_records::GetRecordsError;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
-use bytes::Bytes;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::children::{Children, Found};
@@ -22,7 +18,7 @@ use super::position::Token;
 use super::setup::{COPY_AGAIN, Table};
 use super::shards::{Listing, vanished_stream};
 use super::{Connected, RETENTION, record};
-use crate::answer;
+use crate::answer::{self, Call};
 use crate::decode::wire::Records;
 use crate::error::{classify, code, is_throttle};
 
@@ -55,7 +51,7 @@ pub(super) struct ShardReader {
     /// Where a new iterator begins.
     token: Token,
     iterator: Option<String>,
-    call: Option<Call>,
+    call: Option<Read>,
     ended: Option<Children>,
     /// The reader saw the shard open: its end is news, and its children may not be listed yet.
     was_open: bool,
@@ -138,11 +134,11 @@ impl ShardReader {
                 self.new_iterator().await?;
                 return Ok(None);
             };
-            self.call = Some(Call::start(&self.connected, iterator)?);
+            self.call = Some(Read::start(&self.connected, iterator)?);
         }
         let Some(call) = &mut self.call else { return Ok(None) };
         let asked = call.asked;
-        let answer = (&mut call.task).await;
+        let answer = call.call.answer().await;
         self.call = None;
         let e = match answer.map_err(|e| Error::fatal("a read of a shard panicked").because(e))? {
             Ok(answer) => return self.page(&answer, asked),
@@ -184,7 +180,7 @@ impl ShardReader {
         let records = page.records();
         if let Some(iterator) = self.iterator.clone().filter(|_| !records.is_empty()) {
             // More may be there: it is read while this page is decoded and applied.
-            self.call = Some(Call::start(&self.connected, iterator)?);
+            self.call = Some(Read::start(&self.connected, iterator)?);
         }
         let mut batch = BatchBuilder::new(self.partition.clone());
         let Some(page) = record::decode(&self.connected.settings, &self.table, records, &mut batch)? else {
@@ -366,29 +362,23 @@ impl Drop for ShardReader {
 }
 
 /// A call of `GetRecords` under way.
-struct Call {
+struct Read {
     asked: Timestamp,
-    task: JoinHandle<Result<Bytes, SdkError<GetRecordsError, HttpResponse>>>,
+    call: Call<GetRecordsError>,
 }
 
-impl Call {
+impl Read {
     fn start(connected: &Connected, iterator: String) -> Result<Self> {
         let clients = connected.connected()?;
         let call = clients.streams.get_records().shard_iterator(iterator);
         let reads = Arc::clone(&clients.reads);
         let asked = connected.now();
         // The semaphore is never closed: without a permit the call is made all the same.
-        let task = tokio::spawn(async move {
+        let call = Call::start(async move {
             let _permit = reads.acquire_owned().await;
             answer::body(Box::pin(call.send())).await
         });
-        Ok(Self { asked, task })
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.task.abort();
+        Ok(Self { asked, call })
     }
 }
 
