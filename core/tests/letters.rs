@@ -12,7 +12,7 @@ use anabranch_core::{
 };
 use anabranch_testkit::faults::{FaultySink, Schedule};
 use anabranch_testkit::scripted::{Scripted, Tx, items};
-use scripted::{ids, scripted, start};
+use scripted::{LONG, ids, scripted, start};
 
 mod scripted;
 
@@ -41,13 +41,12 @@ fn letter(number: u64, class: LetterClass) -> DeadLetter {
 
 /// Polls until it is so.
 async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if so().await {
-            return;
+    let polls = async {
+        while !so().await {
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("never came: {what}");
+    };
+    tokio::time::timeout(LONG.unwrap(), polls).await.expect(what);
 }
 
 /// More letters than are tried in one pass need a person; the last one would go through.

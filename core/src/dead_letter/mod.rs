@@ -2,10 +2,12 @@
 
 mod classes;
 mod file;
+mod mark;
 mod memory;
 
 pub use classes::{ClassRule, Classes};
 pub use file::FileDeadLetters;
+pub use mark::{Mark, mark};
 pub use memory::MemoryDeadLetters;
 
 use std::fmt::Debug;
