@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use anabranch::control::verify::{TableVerified, VerifyOptions};
+use anabranch::dead_letter::{Mark, mark};
 use anabranch::pipeline::{Monitor, PipelineConfig, keys};
-use anabranch::{DeadLetterStore, Error, LetterClass, LetterState, Pipeline, Result, RunningPipeline, TableName};
+use anabranch::{DeadLetterStore, Error, LetterState, Pipeline, Result, RunningPipeline, TableName};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use tokio::sync::watch;
@@ -189,15 +190,7 @@ impl Native {
         let (name, store) = self.letters(py)?;
         let mark = async move {
             for id in &ids {
-                let found = store.get(&name, id).await?;
-                let mut letter =
-                    found.ok_or_else(|| Error::config("dead letter", format!("there is no letter {id}")))?;
-                if retry {
-                    (letter.class, letter.attempts) = (LetterClass::Retry, 0);
-                } else {
-                    (letter.state, letter.class) = (LetterState::Skipped, LetterClass::Skip);
-                }
-                store.put(&name, &[letter]).await?;
+                mark(store.as_ref(), &name, id, if retry { Mark::Retry } else { Mark::Skip }).await?;
             }
             Ok(ids.len())
         };

@@ -167,6 +167,13 @@ impl DynamoDbLeases {
                 Err(Stop::Condition(found)) => {
                     let found = found.unwrap_or_default();
                     let counter = number(&found, "counter");
+                    // Who took it since has a higher epoch, and may have the same name: a process that was started
+                    // again while this one was frozen.
+                    let epoch =
+                        text(&found, "checkpoint").map(Checkpoint::from_json).transpose()?.map_or(0, |c| c.epoch);
+                    if epoch > held.checkpoint.epoch {
+                        return Ok(None);
+                    }
                     if text(&found, "owner") == Some(owner) && counter != expected {
                         expected = counter;
                         continue;

@@ -83,6 +83,42 @@ impl DeadLetterStore for PostgresDeadLetters {
         Ok(())
     }
 
+    async fn replace(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        if changed.is_empty() {
+            return Ok(0);
+        }
+        let Some(client) = self.ready().await? else { return Ok(0) };
+        let sql = format!(
+            "UPDATE {} AS l SET state = n.state, class = n.class, body = n.body \
+             FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) \
+             AS n (id, was_state, was_class, state, class, body) \
+             WHERE l.pipeline = $1 AND l.id = n.id AND l.state = n.was_state AND l.class = n.was_class",
+            self.store.table("dead_letter")
+        );
+        let mut stored = 0;
+        for chunk in changed.chunks(MAX_LETTERS) {
+            let (mut ids, mut bodies) = (Vec::new(), Vec::new());
+            let mut words: [Vec<String>; 4] = Default::default();
+            for (before, letter) in chunk {
+                ids.push(letter.id.as_str());
+                words[0].push(name_of(&before.state)?);
+                words[1].push(name_of(&before.class)?);
+                words[2].push(name_of(&letter.state)?);
+                words[3].push(name_of(&letter.class)?);
+                bodies.push(
+                    serde_json::to_string(letter)
+                        .map_err(|e| Error::fatal("cannot write a dead letter as JSON").because(e))?,
+                );
+            }
+            let [was_states, was_classes, states, classes] = &words;
+            stored += client
+                .execute(&sql, &[&pipeline, &ids, was_states, was_classes, states, classes, &bodies])
+                .await
+                .map_err(|e| classify(e, "cannot store dead letters"))?;
+        }
+        Ok(usize::try_from(stored).unwrap_or(usize::MAX))
+    }
+
     async fn list(
         &self,
         pipeline: &str,

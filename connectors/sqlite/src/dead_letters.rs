@@ -69,6 +69,39 @@ impl DeadLetterStore for SqliteDeadLetters {
             .await
     }
 
+    async fn replace(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        if changed.is_empty() {
+            return Ok(0);
+        }
+        let pipeline = pipeline.to_owned();
+        let mut rows = Vec::with_capacity(changed.len());
+        for (before, letter) in changed {
+            let body = serde_json::to_string(letter)
+                .map_err(|e| Error::fatal(format!("cannot encode the dead letter {}", letter.id)).because(e))?;
+            let was = (state_name(before.state), class_name(before.class));
+            rows.push((letter.id.clone(), was, state_name(letter.state), class_name(letter.class), body));
+        }
+        self.shared
+            .write(move |db| {
+                let doing = "cannot store dead letters";
+                db.told(doing, db.conn.execute_batch(CREATE))?;
+                let mut update = db.told(
+                    doing,
+                    db.conn.prepare_cached(
+                        "UPDATE main.anabranch_dead_letter SET state = ?3, class = ?4, body = ?5 \
+                         WHERE pipeline = ?1 AND id = ?2 AND state = ?6 AND class = ?7",
+                    ),
+                )?;
+                let mut stored = 0;
+                for (id, was, state, class, body) in rows {
+                    stored +=
+                        db.told(doing, update.execute(params![pipeline, id, state, class, body, was.0, was.1]))?;
+                }
+                Ok(stored)
+            })
+            .await
+    }
+
     async fn list(
         &self,
         pipeline: &str,

@@ -88,19 +88,8 @@ impl FileDeadLetters {
 #[async_trait]
 impl DeadLetterStore for FileDeadLetters {
     async fn put(&self, pipeline: &str, letters: &[DeadLetter]) -> Result<()> {
-        let mut lines = Vec::new();
-        for letter in letters {
-            write_line(&mut lines, &LineRef { pipeline, letter })?;
-        }
         let (pipeline, letters) = (pipeline.to_owned(), letters.to_vec());
-        self.with(move |state| {
-            state.append(&lines)?;
-            for letter in letters {
-                state.replaced += u64::from(state.shelf.put(&pipeline, letter));
-            }
-            Ok(())
-        })
-        .await
+        self.with(move |state| state.put(&pipeline, letters)).await
     }
 
     async fn list(
@@ -122,6 +111,16 @@ impl DeadLetterStore for FileDeadLetters {
     async fn open_count(&self, pipeline: &str) -> Result<u64> {
         let pipeline = pipeline.to_owned();
         self.with(move |state| Ok(state.shelf.open_count(&pipeline))).await
+    }
+
+    async fn replace(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        let (pipeline, changed) = (pipeline.to_owned(), changed.to_vec());
+        self.with(move |state| {
+            let unmoved = state.shelf.unmoved(&pipeline, &changed);
+            let stored = unmoved.len();
+            state.put(&pipeline, unmoved).map(|()| stored)
+        })
+        .await
     }
 }
 
@@ -154,6 +153,22 @@ impl State {
         }
         self.read = Some((header.generation, from + whole as u64));
         if first_use && self.replaced > 0 { self.rewrite() } else { Ok(()) }
+    }
+
+    /// Stores these letters, durably.
+    fn put(&mut self, pipeline: &str, letters: Vec<DeadLetter>) -> Result<()> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let mut lines = Vec::new();
+        for letter in &letters {
+            write_line(&mut lines, &LineRef { pipeline, letter })?;
+        }
+        self.append(&lines)?;
+        for letter in letters {
+            self.replaced += u64::from(self.shelf.put(pipeline, letter));
+        }
+        Ok(())
     }
 
     /// Adds whole lines at the end of what was read, durably.

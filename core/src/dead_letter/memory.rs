@@ -53,6 +53,16 @@ impl DeadLetterStore for MemoryDeadLetters {
     async fn open_count(&self, pipeline: &str) -> Result<u64> {
         Ok(self.shelf().open_count(pipeline))
     }
+
+    async fn replace(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        let mut shelf = self.shelf();
+        let unmoved = shelf.unmoved(pipeline, changed);
+        let stored = unmoved.len();
+        for letter in unmoved {
+            shelf.put(pipeline, letter);
+        }
+        Ok(stored)
+    }
 }
 
 /// The latest form of every letter, by pipeline and id.
@@ -91,6 +101,14 @@ impl Shelf {
 
     pub(super) fn get(&self, pipeline: &str, id: &str) -> Option<DeadLetter> {
         self.pipelines.get(pipeline)?.get(id).cloned()
+    }
+
+    /// What the letters are to be that nobody moved since they were read.
+    pub(super) fn unmoved(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Vec<DeadLetter> {
+        let letters = self.pipelines.get(pipeline);
+        let is_unmoved =
+            |before: &DeadLetter| letters.and_then(|l| l.get(&before.id)).is_some_and(|l| !l.is_moved(before));
+        changed.iter().filter(|(before, _)| is_unmoved(before)).map(|(_, after)| after.clone()).collect()
     }
 
     pub(super) fn open_count(&self, pipeline: &str) -> u64 {

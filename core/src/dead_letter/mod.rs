@@ -2,10 +2,12 @@
 
 mod classes;
 mod file;
+mod mark;
 mod memory;
 
 pub use classes::{ClassRule, Classes};
 pub use file::FileDeadLetters;
+pub use mark::{Mark, mark};
 pub use memory::MemoryDeadLetters;
 
 use std::fmt::Debug;
@@ -37,6 +39,22 @@ pub trait DeadLetterStore: Debug + Send + Sync + 'static {
 
     /// How many letters are open: not done, not skipped.
     async fn open_count(&self, pipeline: &str) -> Result<u64>;
+
+    /// As [`DeadLetterStore::put`], of letters that were read before: of each what it was then, and what it
+    /// is to be. One that was moved meanwhile ([`DeadLetter::is_moved`]), by an operator or by another
+    /// process, stays as it is now. Gives how many were stored.
+    ///
+    /// The default looks just before it puts. A store that can do both at once, does.
+    async fn replace(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        let mut unmoved = Vec::with_capacity(changed.len());
+        for (before, after) in changed {
+            if self.get(pipeline, &before.id).await?.is_some_and(|now| !now.is_moved(before)) {
+                unmoved.push(after.clone());
+            }
+        }
+        self.put(pipeline, &unmoved).await?;
+        Ok(unmoved.len())
+    }
 }
 
 /// A change that was not applied.
@@ -132,6 +150,14 @@ impl DeadLetter {
             parked: None,
             lane: None,
         }
+    }
+}
+
+impl DeadLetter {
+    /// Whether somebody has done something about this letter since it was `before`: tried it, marked it.
+    pub fn is_moved(&self, before: &DeadLetter) -> bool {
+        let stand = |l: &DeadLetter| (l.state, l.class, l.attempts);
+        stand(self) != stand(before)
     }
 }
 

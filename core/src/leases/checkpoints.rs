@@ -87,10 +87,13 @@ impl CheckpointLeases {
         if let Some(counter) = self.write(pipeline, held.counter, next).await? {
             return Ok(Some(counter));
         }
+        // Who took it since has a higher epoch, and may have the same name: a process that was started again while
+        // this one was frozen.
+        let own = |record: &Checkpoint| {
+            record.epoch <= held.checkpoint.epoch && record.sharing.as_ref().is_some_and(|s| s.owner == held.owner)
+        };
         match self.checkpointer.load(&pipeline_of(pipeline, held.id())).await? {
-            Some((version, record)) if record.sharing.as_ref().is_some_and(|s| s.owner == held.owner) => {
-                self.write(pipeline, version.0, next).await
-            }
+            Some((version, record)) if own(&record) => self.write(pipeline, version.0, next).await,
             _ => Ok(None),
         }
     }

@@ -241,6 +241,13 @@ pub struct TableSnapshot {
     /// Tells the target table, as it was planned to be written, from another. Until it is finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// The table in the target that it is copied into.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub into: Option<TableName>,
+    /// Tells the transforms that its rows went through from others; see
+    /// [`Transform::digest`](crate::Transform::digest).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transforms: Option<String>,
 }
 
 impl TableSnapshot {

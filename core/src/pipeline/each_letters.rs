@@ -14,19 +14,33 @@ pub(super) struct EachLetters {
     pub(super) shards: Vec<(String, Arc<str>, Arc<dyn DeadLetterStore>)>,
 }
 
+impl EachLetters {
+    fn of(&self, letter: &DeadLetter) -> Result<(&str, &Arc<dyn DeadLetterStore>)> {
+        let of = letter.shard.as_deref();
+        let found = self.shards.iter().find(|(shard, _, _)| Some(shard.as_str()) == of);
+        let (_, name, store) =
+            found.ok_or_else(|| Error::rejected(format!("the letter {} is of no shard that is known", letter.id)))?;
+        Ok((name, store))
+    }
+}
+
 #[async_trait]
 impl DeadLetterStore for EachLetters {
     async fn put(&self, _: &str, letters: &[DeadLetter]) -> Result<()> {
         for letter in letters {
-            let of = letter.shard.as_deref();
-            let (_, name, store) = self
-                .shards
-                .iter()
-                .find(|(shard, _, _)| Some(shard.as_str()) == of)
-                .ok_or_else(|| Error::rejected(format!("the letter {} is of no shard that is known", letter.id)))?;
+            let (name, store) = self.of(letter)?;
             store.put(name, std::slice::from_ref(letter)).await?;
         }
         Ok(())
+    }
+
+    async fn replace(&self, _: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        let mut stored = 0;
+        for change in changed {
+            let (name, store) = self.of(&change.0)?;
+            stored += store.replace(name, std::slice::from_ref(change)).await?;
+        }
+        Ok(stored)
     }
 
     async fn list(

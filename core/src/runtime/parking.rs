@@ -181,10 +181,10 @@ impl Letters {
                     // It has it, or the source gives it again: as a letter it is done.
                     false => LetterState::Applied,
                 };
-                changed.push(DeadLetter { parked: None, state, ..letter });
+                changed.push((letter.clone(), DeadLetter { parked: None, state, ..letter }));
             }
             if !changed.is_empty() {
-                store.put(&self.pipeline, &changed).await?;
+                store.replace(&self.pipeline, &changed).await?;
             }
         }
         Ok(settled)
@@ -268,14 +268,14 @@ impl Letters {
         while let Some(letter) = reading.next().await? {
             if letter.class == LetterClass::Severe || all {
                 wanted += 1;
-                changed.push(DeadLetter { class: LetterClass::Retry, attempts: 0, ..letter });
+                changed.push((letter.clone(), DeadLetter { class: LetterClass::Retry, attempts: 0, ..letter }));
             }
             if changed.len() >= TOGETHER {
-                store.put(&self.pipeline, &std::mem::take(&mut changed)).await?;
+                store.replace(&self.pipeline, &std::mem::take(&mut changed)).await?;
             }
         }
         if !changed.is_empty() {
-            store.put(&self.pipeline, &changed).await?;
+            store.replace(&self.pipeline, &changed).await?;
         }
         self.reload().await?;
         Ok(wanted)

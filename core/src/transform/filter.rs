@@ -165,6 +165,10 @@ impl Transform for Filter {
     fn keeps_keys(&self) -> bool {
         true
     }
+
+    fn digest(&self) -> Option<String> {
+        Some(format!("filter {:?}", (&self.include, &self.exclude, &self.rows)))
+    }
 }
 
 fn judge(conditions: &[Resolved], change: ChangeRef<'_>) -> Result<Verdict> {

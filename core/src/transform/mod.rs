@@ -52,6 +52,17 @@ pub trait Transform: Debug + Send {
     fn keeps_keys(&self) -> bool {
         false
     }
+
+    /// Tells these settings from others, the same text at every start; no secret can be read from it. The
+    /// checkpoint keeps a hash of it while tables are copied.
+    ///
+    /// A copy that was interrupted begins anew if its transforms are others then, for its rows would be half of the
+    /// one kind and half of the other. Once a table is copied and the stream has begun, other transforms hold from
+    /// there on: rows change with their next change, and nothing is copied again. The default tells nothing, and
+    /// such a copy goes on.
+    fn digest(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What a table looks like after these transforms, one after another; `None` if they leave it out.

@@ -117,6 +117,10 @@ impl Transform for Project {
     fn keeps_keys(&self) -> bool {
         true
     }
+
+    fn digest(&self) -> Option<String> {
+        Some(format!("project {:?}", (&self.tables, &self.keep, &self.drop)))
+    }
 }
 
 #[cfg(test)]

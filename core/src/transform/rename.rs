@@ -101,6 +101,10 @@ impl Transform for Rename {
     fn keeps_keys(&self) -> bool {
         true
     }
+
+    fn digest(&self) -> Option<String> {
+        Some(format!("rename {:?}", (&self.schemas, &self.tables, &self.columns)))
+    }
 }
 
 #[cfg(test)]

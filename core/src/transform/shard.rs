@@ -72,6 +72,14 @@ impl Transform for Shard {
             Ok(last.clone())
         })
     }
+
+    fn digest(&self) -> Option<String> {
+        match &self.by {
+            By::Constant(name) => Some(format!("shard {:?} {name:?}", self.tables)),
+            By::Column(column) => Some(format!("shard {:?} by {column:?}", self.tables)),
+            By::Custom(_) => None,
+        }
+    }
 }
 
 /// The shard that a change's rows name; `None` for a change without rows.

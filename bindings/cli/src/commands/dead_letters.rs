@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anabranch::dead_letter::{Mark, mark};
 use anabranch::{DeadLetter, DeadLetterStore, Error, LetterClass, LetterState, Result};
 use clap::Subcommand;
 
@@ -67,19 +68,13 @@ pub(crate) async fn dead_letters(file: &Path, action: Action, json: bool) -> Res
                 ids.extend(severe_ids(store.as_ref(), &name).await?);
             }
             for id in ids {
-                let mut letter = find(&id).await?;
-                letter.class = LetterClass::Retry;
-                letter.attempts = 0;
-                store.put(&name, &[letter]).await?;
+                mark(store.as_ref(), &name, &id, Mark::Retry).await?;
                 marked(&id, "will be tried again", "retry", json)?;
             }
         }
         Action::Skip { ids } => {
             for id in ids {
-                let mut letter = find(&id).await?;
-                letter.state = LetterState::Skipped;
-                letter.class = LetterClass::Skip;
-                store.put(&name, &[letter]).await?;
+                mark(store.as_ref(), &name, &id, Mark::Skip).await?;
                 marked(&id, "skipped", "skip", json)?;
             }
         }

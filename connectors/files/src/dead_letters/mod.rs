@@ -166,6 +166,26 @@ impl DeadLetterStore for FilesDeadLetters {
         stream::iter(puts).buffer_unordered(AT_A_TIME).try_collect::<Vec<()>>().await.map(drop)
     }
 
+    /// Of two writers who saw the same revision the one counts that says that the letter is dealt with.
+    async fn replace(&self, pipeline: &str, changed: &[(DeadLetter, DeadLetter)]) -> Result<usize> {
+        if changed.is_empty() {
+            return Ok(0);
+        }
+        let store = self.location.store()?;
+        let letters: Vec<&DeadLetter> = changed.iter().map(|(_, letter)| letter).collect();
+        let now = self.revisions(&store, pipeline, &letters).await?;
+        let mut puts = Vec::with_capacity(changed.len());
+        for (before, letter) in changed {
+            let Some(names) = now.get(&letter.id) else { continue };
+            let Some(latest) = names.iter().reduce(|a, b| if b.beats(a) { b } else { a }) else { continue };
+            if (latest.folder, latest.state) == (LetterName::of(before, 0).folder, before.state) {
+                puts.push(self.put_one(&store, pipeline, letter, names));
+            }
+        }
+        let stored = puts.len();
+        stream::iter(puts).buffer_unordered(AT_A_TIME).try_collect::<Vec<()>>().await.map(|_| stored)
+    }
+
     async fn list(
         &self,
         pipeline: &str,

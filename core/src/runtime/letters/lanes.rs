@@ -26,9 +26,10 @@ impl Letters {
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.id.clone());
             let come_again = page.into_iter().filter(|l| l.lane.is_some() && l.parked.is_none() && !stands(l));
-            let closed: Vec<_> = come_again.map(|l| DeadLetter { state: LetterState::Applied, ..l }).collect();
+            let closed: Vec<_> =
+                come_again.map(|l| (l.clone(), DeadLetter { state: LetterState::Applied, ..l })).collect();
             if !closed.is_empty() {
-                store.put(&self.pipeline, &closed).await?;
+                store.replace(&self.pipeline, &closed).await?;
             }
         }
     }

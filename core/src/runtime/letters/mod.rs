@@ -171,9 +171,7 @@ impl Letters {
             let rows = unit.changes().filter(|c| is_row(*c));
             let letters: Vec<_> = rows.map(|c| held_letter(c, lane, &reason)).collect();
             self.put(&letters).await?;
-            let mut passed = unit.retain(|_| false);
-            passed.transactions = 0;
-            return Ok(passed);
+            return Ok(passed(&unit));
         }
         if unit.part != Part::Whole {
             return self.refuse_to_overtake(&unit).map(|()| unit);
@@ -333,9 +331,7 @@ impl Letters {
         }
         self.set_aside(&changes, lane, &error).await?;
         // The letters are durable: the progress may pass them.
-        let mut passed = unit.retain(|_| false);
-        passed.transactions = 0;
-        Ok(writer.write(&passed).await?.durability)
+        Ok(writer.write(&passed(unit)).await?.durability)
     }
 
     async fn set_aside(&self, changes: &[ChangeRef<'_>], lane: &LaneName, error: &Error) -> Result<()> {
@@ -431,6 +427,13 @@ impl Letters {
     }
 }
 
+/// What is left of a unit whose rows are letters: its progress, and its messages, which are no letters.
+fn passed(unit: &Unit) -> Unit {
+    let mut passed = unit.retain(|c| c.op() == Op::Message);
+    passed.transactions = 0;
+    passed
+}
+
 /// Has the unit store, for every partition that it has changes of, that it has them: it may be the last that
 /// is written before a crash.
 fn pass_all(unit: &mut Unit) {
@@ -483,3 +486,6 @@ fn show(row: RowRef<'_>, index: usize) -> String {
         other => format!("{other:?}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::held::{Held, keys_of};
 use super::{LetterPolicy, Letters, PASS, RETRIED};
-use crate::dead_letter::{DeadLetter, LetterClass, LetterState};
+use crate::dead_letter::{DeadLetter, DeadLetterStore, LetterClass, LetterState};
 use crate::error::{ErrorKind, Result};
 use crate::model::{
     BatchBuilder, Counters, Part, PartitionId, Position, Progress, Rank, Selection, TableSchema, Timestamp,
@@ -30,15 +30,27 @@ impl Letters {
     ) -> Result<Counters> {
         let mut applied = Counters::default();
         let mut blocked = Held::default();
-        let waiting = if self.retries { self.waiting(PASS).await? } else { Vec::new() };
-        for group in self.groups(&waiting) {
-            let unit = unit_of(group)?;
-            let is_blocked = unit.changes().any(|c| blocked.touches(c));
-            let wanted = group.iter().all(|l| self.is_due(l) && stands(l));
-            if is_blocked || !wanted || !self.try_group(writer, &unit, group).await? {
-                blocked.keys.extend(unit.changes().flat_map(|c| keys_of(c, false)));
-            } else {
-                applied.changes += unit.row_changes();
+        let mut tried = 0;
+        let mut reading = match (&self.store, self.retries) {
+            (Some(store), true) => Some(Waiting::begin(store, &self.pipeline).await?),
+            _ => None,
+        };
+        // What is not tried, however much of it there is, keeps nothing from being tried but what is behind it.
+        while let Some(reading) = reading.as_mut().filter(|_| tried < PASS) {
+            let some = reading.next(PASS, |a, b| self.together(a, b)).await?;
+            if some.is_empty() {
+                break;
+            }
+            for group in self.groups(&some) {
+                let unit = unit_of(group)?;
+                let is_blocked = unit.changes().any(|c| blocked.touches(c));
+                let wanted = group.iter().all(|l| self.is_due(l) && stands(l));
+                tried += if is_blocked || !wanted { 0 } else { group.len() };
+                if is_blocked || !wanted || !self.try_group(writer, &unit, group).await? {
+                    blocked.keys.extend(unit.changes().flat_map(|c| keys_of(c, false)));
+                } else {
+                    applied.changes += unit.row_changes();
+                }
             }
         }
         self.reload().await.map(|()| applied)
@@ -62,7 +74,10 @@ impl Letters {
             // In `transaction` order its transaction was applied with it; of a sharded target each
             // shard applies its own part, and of the others nothing is known.
             let together = |l: &DeadLetter| self.shards.is_none() || l.shard == letter.shard;
-            let waiting = if self.whole_transactions { self.waiting(usize::MAX).await? } else { vec![letter.clone()] };
+            let waiting = match self.whole_transactions {
+                true => Waiting::begin(store, &self.pipeline).await?.next(usize::MAX, |_, _| true).await?,
+                false => vec![letter.clone()],
+            };
             let done = self.groups(&waiting).into_iter().find(|g| g.iter().any(|l| l.id == id)).unwrap_or_default();
             let done = done.iter().filter(|l| together(l));
             let applied: Vec<_> = done.map(|l| marked(l, LetterState::Applied)).collect();
@@ -84,22 +99,23 @@ impl Letters {
             Err(e) if e.kind() == ErrorKind::Rejected => Some(e),
             Err(e) => return Err(e),
         };
-        let marked: Vec<_> = group
-            .iter()
-            .map(|letter| match &outcome {
-                None => marked(letter, LetterState::Applied),
-                Some(error) => {
-                    let mut letter = marked(letter, LetterState::Open);
-                    letter.reason = error.report();
-                    if letter.attempts >= self.policy.max_attempts {
-                        letter.class = LetterClass::Severe;
-                    }
-                    letter
-                }
-            })
-            .collect();
-        store.put(&self.pipeline, &marked).await?;
-        Ok(outcome.is_none())
+        let Some(error) = outcome else {
+            let applied: Vec<_> = group.iter().map(|letter| marked(letter, LetterState::Applied)).collect();
+            store.put(&self.pipeline, &applied).await?;
+            return Ok(true);
+        };
+        let failed = |letter: &DeadLetter| {
+            let mut after = marked(letter, LetterState::Open);
+            after.reason = error.report();
+            if after.attempts >= self.policy.max_attempts {
+                after.class = LetterClass::Severe;
+            }
+            (letter.clone(), after)
+        };
+        // An operator may have decided meanwhile, or, if this run was frozen, its successor have applied them.
+        let failed: Vec<_> = group.iter().map(failed).collect();
+        store.replace(&self.pipeline, &failed).await?;
+        Ok(false)
     }
 
     /// The letters that are tried together: a transaction's in `transaction` order, else one.
@@ -111,22 +127,41 @@ impl Letters {
         // Of a transaction that is spread over partitions the prefix is the same in each.
         self.whole_transactions && a.commit_time == b.commit_time && transaction_of(a) == transaction_of(b)
     }
+}
 
-    /// About `limit` letters, the first ones: a transaction whole, whatever the limit is.
-    async fn waiting(&self, limit: usize) -> Result<Vec<DeadLetter>> {
-        let Some(store) = &self.store else { return Ok(Vec::new()) };
-        let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(&self.pipeline)).await?;
-        let mut all: Vec<DeadLetter> = Vec::new();
-        while let Some(letter) = reading.next().await? {
-            if all.len() >= limit && !all.last().is_some_and(|last| self.together(last, &letter)) {
+/// The letters that wait, read some at a time.
+struct Waiting {
+    reading: InOrder,
+    /// The first of those that come next.
+    ahead: Option<DeadLetter>,
+}
+
+impl Waiting {
+    async fn begin(store: &Arc<dyn DeadLetterStore>, pipeline: &Arc<str>) -> Result<Self> {
+        let mut reading = InOrder::begin(Arc::clone(store), Arc::clone(pipeline)).await?;
+        let ahead = reading.next().await?;
+        Ok(Self { reading, ahead })
+    }
+
+    /// About `limit` letters, the next ones: a transaction whole, whatever the limit is. None: all were read.
+    async fn next(
+        &mut self,
+        limit: usize,
+        together: impl Fn(&DeadLetter, &DeadLetter) -> bool + Send,
+    ) -> Result<Vec<DeadLetter>> {
+        let mut some: Vec<DeadLetter> = Vec::new();
+        while let Some(letter) = self.ahead.take() {
+            if some.len() >= limit && !some.last().is_some_and(|last| together(last, &letter)) {
+                self.ahead = Some(letter);
                 break;
             }
-            all.push(letter);
+            some.push(letter);
+            self.ahead = self.reading.next().await?;
         }
         // Ids begin with the partition, but a key that moved to a child partition goes on with higher
         // ranks there. Letters of one transaction and partition stay together.
-        all.sort_by(|a, b| transaction_of(a).cmp(transaction_of(b)).then_with(|| a.id.cmp(&b.id)));
-        Ok(all)
+        some.sort_by(|a, b| transaction_of(a).cmp(transaction_of(b)).then_with(|| a.id.cmp(&b.id)));
+        Ok(some)
     }
 }
 
@@ -195,7 +230,7 @@ pub(in crate::runtime) fn unit_of(letters: &[DeadLetter]) -> Result<Unit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead_letter::{DeadLetterStore, MemoryDeadLetters};
+    use crate::dead_letter::MemoryDeadLetters;
     use crate::memory::MemorySource;
     use crate::model::{Column, DataType, Op, TableName, Value};
 

@@ -2,6 +2,7 @@
 //! within a table where the source can tell what changed meanwhile.
 
 mod resume;
+mod transforms;
 mod worker;
 
 use std::sync::{Arc, Mutex};
@@ -27,6 +28,7 @@ use worker::{ChunkDone, Queue, Worker};
 /// copied: the stream has only its later changes. Returns false if it was stopped before it was done.
 pub(crate) async fn copy(session: &mut Session, shared: &Shared, stop: &CancellationToken) -> Result<bool> {
     let spec = Arc::clone(&session.spec);
+    transforms::begin_anew(session)?;
     if session.keeper.checkpoint.snapshot.phase == SnapshotPhase::Done
         && (!copies(session) || unfinished(session).is_empty())
     {
@@ -90,15 +92,16 @@ async fn prepare_targets(session: &mut Session, resumed: &Resumed) -> Result<()>
             Some(table) if table.finished || resumed.goes_on(&source.name) => continue,
             // Before a row of it is removed it must be known that nothing of it is copied: the run after
             // a crash in between could go on with chunks that are not there any more.
-            Some(table) => {
-                *table = TableSnapshot::default();
+            Some(table) if table.into.as_ref().is_none_or(|into| *into == goal.name) => {
+                *table = into(goal);
                 emptied.push(&goal.name);
             }
-            None => {
+            // New, or to be copied into another table than before, whose rows may be anybody's.
+            _ => {
                 if let Some(target) = target {
                     require_empty(target, goal).await?;
                 }
-                snapshot.tables.insert(source.name.clone(), TableSnapshot::default());
+                snapshot.tables.insert(source.name.clone(), into(goal));
             }
         }
     }
@@ -113,6 +116,11 @@ async fn prepare_targets(session: &mut Session, resumed: &Resumed) -> Result<()>
     Ok(())
 }
 
+/// Nothing of it is copied yet.
+fn into(goal: &TableSchema) -> TableSnapshot {
+    TableSnapshot { into: Some(goal.name.clone()), ..TableSnapshot::default() }
+}
+
 async fn require_empty(target: &dyn TargetSchema, table: &TableSchema) -> Result<()> {
     if target.describe(&table.name).await?.is_some() && !target.is_empty(&table.name).await? {
         return Err(Error::config("source.snapshot", format!("the target table {} already has rows", table.name))
@@ -125,9 +133,11 @@ async fn require_empty(target: &dyn TargetSchema, table: &TableSchema) -> Result
 }
 
 async fn plan(session: &mut Session, snapshot: &dyn Snapshot, tables: &[TableSchema], resumed: &Resumed) -> Result<()> {
+    let transforms = session.transforms.digest()?;
     for table in tables {
         let chunks = snapshot.chunks().iter().filter(|c| c.table == table.name).count() as u32;
-        let goal = session.tables.iter().find(|(source, _)| source.name == table.name).map(|(_, goal)| goal.digest());
+        let goal = session.tables.iter().find(|(source, _)| source.name == table.name).map(|(_, goal)| goal);
+        let (into, goal) = (goal.map(|goal| goal.name.clone()), goal.map(TableSchema::digest));
         let progress = &mut session.keeper.checkpoint.snapshot;
         if let Some(before) = progress.tables.get(&table.name).filter(|_| resumed.goes_on(&table.name)) {
             if before.chunks != chunks {
@@ -138,8 +148,9 @@ async fn plan(session: &mut Session, snapshot: &dyn Snapshot, tables: &[TableSch
         }
         let finished = chunks == 0;
         let (plan, target) = if finished { (None, None) } else { (snapshot.plan(&table.name), goal) };
+        let (point, transforms) = (snapshot.point(), Some(transforms.clone()));
         let planned =
-            TableSnapshot { point: snapshot.point(), chunks, finished, plan, target, ..TableSnapshot::default() };
+            TableSnapshot { point, chunks, finished, plan, target, into, transforms, ..TableSnapshot::default() };
         progress.tables.insert(table.name.clone(), planned);
     }
     session.keeper.save().await

@@ -20,6 +20,7 @@ pub async fn run(open: impl AsyncFn() -> Arc<dyn DeadLetterStore>) {
     letters_are_listed_by_id_in_pages(&open).await;
     states_are_told_apart(&open).await;
     pipelines_are_apart(&open).await;
+    what_was_moved_is_not_replaced(&open).await;
 }
 
 async fn an_unknown_pipeline_has_no_letters(open: &impl AsyncFn() -> Arc<dyn DeadLetterStore>) {
@@ -112,6 +113,27 @@ async fn pipelines_are_apart(open: &impl AsyncFn() -> Arc<dyn DeadLetterStore>) 
     store.put("conformance-yours", std::slice::from_ref(&yours)).await.expect("put");
     assert_eq!(list(&store, "conformance-mine", ALL).await, [mine]);
     assert_eq!(list(&store, "conformance-yours", ALL).await, [yours]);
+}
+
+/// An operator, or another process, decides between the reading of a letter and its replacing.
+async fn what_was_moved_is_not_replaced(open: &impl AsyncFn() -> Arc<dyn DeadLetterStore>) {
+    let (store, pipeline) = (open().await, "conformance-moved");
+    let letters: Vec<_> = (1..=3).map(|n| letter(n, LetterState::Open)).collect();
+    store.put(pipeline, &letters).await.expect("put");
+    let skipped = DeadLetter { state: LetterState::Skipped, class: LetterClass::Skip, ..letters[0].clone() };
+    open().await.put(pipeline, std::slice::from_ref(&skipped)).await.expect("put");
+
+    let again = |l: &DeadLetter| DeadLetter { class: LetterClass::Retry, attempts: 2, ..l.clone() };
+    let tried: Vec<_> = [&letters[0], &letters[1]].map(|l| (l.clone(), again(l))).into();
+    assert_eq!(store.replace(pipeline, &tried).await.expect("replace"), 1, "one of two was moved meanwhile");
+    assert_eq!(list(&store, pipeline, ALL).await, [skipped, again(&letters[1]), letters[2].clone()]);
+
+    let same = [(letters[2].clone(), letters[2].clone())];
+    assert_eq!(store.replace(pipeline, &same).await.expect("replace"), 1, "by what it is already");
+    let unknown = letter(9, LetterState::Open);
+    assert_eq!(store.replace(pipeline, &[(unknown.clone(), unknown)]).await.expect("replace"), 0, "of no letter");
+    assert_eq!(store.replace(pipeline, &[]).await.expect("replace"), 0);
+    assert_eq!(store.replace("conformance-nowhere", &tried).await.expect("replace"), 0);
 }
 
 async fn list(store: &Arc<dyn DeadLetterStore>, pipeline: &str, states: &[LetterState]) -> Vec<DeadLetter> {

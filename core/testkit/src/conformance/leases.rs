@@ -16,6 +16,7 @@ pub async fn run(open: impl AsyncFn() -> Arc<dyn Leases>) {
     each_owner_has_a_higher_epoch(&open).await;
     a_lost_lease_stores_nothing(&open).await;
     a_store_whose_answer_was_lost_is_no_loss(&open).await;
+    a_process_of_the_same_name_is_another_one(&open).await;
     asking_disturbs_nobody(&open).await;
     a_finished_lease_stays_until_it_is_forgotten(&open).await;
     pipelines_are_apart(&open).await;
@@ -125,6 +126,27 @@ async fn a_store_whose_answer_was_lost_is_no_loss(open: &impl AsyncFn() -> Arc<d
     let found = find(&leases, pipeline, &root().id).await;
     assert_eq!((found.counter, found.checkpoint.partitions.get(&root().id)), (counter, Some(&progress(3))));
     assert!(leases.release(pipeline, &held, false).await.expect("release"), "it is held");
+}
+
+/// A process is frozen, or cut off, and is started again elsewhere under the name that it is given: what it had is
+/// taken by the new one.
+async fn a_process_of_the_same_name_is_another_one(open: &impl AsyncFn() -> Arc<dyn Leases>) {
+    let (one, two) = (open().await, open().await);
+    let pipeline = "leases-same-name";
+    one.create(pipeline, &[root()]).await.expect("create");
+    let mut frozen = take(&one, pipeline, &root().id, "w").await;
+    frozen.checkpoint.partitions.insert(root().id, progress(1));
+    frozen.counter = one.store(pipeline, &frozen).await.expect("store").expect("it is held");
+
+    let mut owner = take(&two, pipeline, &root().id, "w").await;
+    owner.checkpoint.partitions.insert(root().id, progress(5));
+    owner.counter = two.store(pipeline, &owner).await.expect("store").expect("it is held");
+    assert_eq!(one.store(pipeline, &frozen).await.expect("store"), None, "it wrote over its successor");
+    assert!(!one.release(pipeline, &frozen, true).await.expect("release"), "it released its successor's lease");
+    let found = find(&two, pipeline, &root().id).await;
+    assert_eq!((found.owner.as_deref(), found.checkpoint.epoch), (Some("w"), owner.checkpoint.epoch));
+    assert_eq!(found.checkpoint.partitions.get(&root().id), Some(&progress(5)));
+    assert!(two.store(pipeline, &owner).await.expect("store").is_some(), "it is held");
 }
 
 async fn asking_disturbs_nobody(open: &impl AsyncFn() -> Arc<dyn Leases>) {
