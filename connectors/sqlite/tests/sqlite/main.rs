@@ -3,6 +3,7 @@
 mod apply;
 mod conformance;
 mod crash;
+mod ignored;
 mod parts;
 mod progress;
 mod speed;
