@@ -98,11 +98,13 @@ impl Plans {
 pub(crate) enum Operation {
     Insert,
     Upsert,
+    UpsertUnlessSame,
     InsertMissing,
     Update,
     UpdateKey,
     UpdateImage,
     Delete,
+    Remaining,
     DeleteImage,
     Fence,
     Progress,

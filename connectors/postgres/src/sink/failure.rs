@@ -25,6 +25,13 @@ pub(crate) enum Failure {
         /// The row's key, where it is known.
         what: Option<String>,
     },
+    /// Something in the target left a row out, without an error.
+    LeftOut {
+        /// The table.
+        plan: Arc<Plan>,
+        /// The row's key, where it is known.
+        what: Option<String>,
+    },
     /// A new row lacks values that the source did not send.
     Incomplete {
         /// The table.
@@ -78,7 +85,7 @@ impl Failure {
                 },
                 None => Next::GiveUp,
             },
-            Self::Missing { .. } | Self::Unreplaceable => Next::InOrder,
+            Self::Missing { .. } | Self::LeftOut { .. } | Self::Unreplaceable => Next::InOrder,
             Self::Incomplete { .. } | Self::Fenced | Self::Broken(_) => Next::GiveUp,
         }
     }
@@ -94,6 +101,8 @@ impl Failure {
     pub(crate) fn is_stale(&self) -> bool {
         let code = match self {
             Self::Refused { error, .. } => error.code().map(|c| c.code()),
+            // Something that the plan does not know of, and that may have come since.
+            Self::LeftOut { plan, .. } => return plan.target.triggers.is_empty() && plan.target.rules.is_empty(),
             _ => None,
         };
         code.is_some_and(|c| (c.starts_with("42") && c != "42501") || c.starts_with("0A") || c.starts_with("26"))
@@ -128,6 +137,17 @@ impl Failure {
                     "target table {} does not have {what}, and the source did not send all of its columns",
                     plan.target.name
                 ))
+            }
+            Self::LeftOut { plan, what } => {
+                let what = what.map_or_else(|| "a row".to_owned(), |w| format!("the row with key ({w})"));
+                Error::rejected(format!(
+                    "target table {}: a trigger or a rule of the target left {what} as it was, without an error",
+                    plan.target.name
+                ))
+                .hint(
+                    "drop or disable it; triggers and rules do not act on replicated rows if the user may set \
+                     session_replication_role and they are not ENABLE ALWAYS or REPLICA",
+                )
             }
             // Without them it would get NULL or a default for what the source has a value of.
             Self::Incomplete { plan, what } => Error::rejected(format!(

@@ -17,6 +17,9 @@ pub(crate) struct Table {
     pub(crate) name: TableName,
     /// Other tables inherit from it, whose rows would count as its own; and no trigger puts its rows into them.
     has_heirs: bool,
+    /// A trigger or a rule puts its rows into tables that inherit from it, or one leaves out updates that change
+    /// nothing (`suppress_redundant_updates_trigger`): what a statement counts says nothing.
+    pub(crate) uncounted: bool,
     pub(crate) columns: Vec<TargetColumn>,
     pub(crate) unique: Vec<UniqueIndex>,
     /// Tables that its foreign keys refer to.
@@ -85,10 +88,12 @@ pub(crate) struct Trigger {
 }
 
 /// 7: BEFORE INSERT FOR EACH ROW (`pg_trigger.h`), which is how rows came into partitions before PostgreSQL 10.
-const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass AND NOT EXISTS ( \
+const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass, EXISTS ( \
       SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7 \
         AND t.tgenabled = ANY (CASE current_setting('session_replication_role') \
-                               WHEN 'replica' THEN '{R,A}' ELSE '{O,A}' END::\"char\"[])) \
+                               WHEN 'replica' THEN '{R,A}' ELSE '{O,A}' END::\"char\"[])), EXISTS ( \
+      SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid \
+        AND p.proname = 'suppress_redundant_updates_trigger') \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'f') \
       AND (n.nspname = $1::text OR $1::text = '' AND n.nspname = ANY (current_schemas(false))) \
@@ -156,7 +161,8 @@ impl Table {
         Ok(Some(Self {
             oid: oid as u32,
             name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
-            has_heirs: row.get(3),
+            has_heirs: row.get::<_, bool>(3) && !row.get::<_, bool>(4),
+            uncounted: row.get(5) || row.get(3) && (row.get(4) || triggers.iter().any(|r| r.get(2))),
             columns: columns.iter().map(column).collect(),
             unique: indexes
                 .iter()
@@ -172,6 +178,11 @@ impl Table {
             triggers: triggers.iter().filter(|r| !is_rule(r)).map(trigger).collect(),
             rules: triggers.iter().filter(is_rule).map(|r| r.get(0)).collect(),
         }))
+    }
+
+    /// Whether triggers or rules of it act on what a session does.
+    pub(crate) fn acts(&self, replica: bool) -> bool {
+        !self.rules.is_empty() || self.triggers.iter().any(|t| if replica { t.on_replica } else { t.on_origin })
     }
 
     /// Its name, quoted.

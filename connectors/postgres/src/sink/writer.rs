@@ -244,6 +244,7 @@ async fn attempt(
     mode: Mode,
 ) -> Result<(), Failure> {
     applier.trusting = mode == Mode::Trusting;
+    applier.one_by_one = mode == Mode::InOrder;
     let sent = match mode {
         Mode::Trusting | Mode::Net => applier.steps(net).await,
         Mode::Replace => applier.replace_steps(net).await,
@@ -329,7 +330,15 @@ async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
             applier.steps(&steps(unit)).await?;
         }
     }
-    applier.settle().await
+    match applier.settle().await {
+        Err(Failure::LeftOut { .. }) => {
+            back_to_savepoint(applier).await?;
+            applier.one_by_one = true;
+            applier.steps(&steps_in_order(unit)).await?;
+            applier.settle().await
+        }
+        settled => settled,
+    }
 }
 
 async fn fence_snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane) {

@@ -3,6 +3,7 @@
 mod apply;
 mod begin;
 mod conformance;
+mod left_out;
 mod pieces;
 mod speed;
 mod support;
