@@ -6,6 +6,7 @@ mod crash;
 mod ignored;
 mod parts;
 mod progress;
+mod restored;
 mod speed;
 mod stores;
 mod support;
