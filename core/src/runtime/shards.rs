@@ -186,9 +186,8 @@ pub(crate) fn has_reached(
             reached.rank, reached.partition
         ))
         .hint(
-            "what it lacks would not be sent again: give it the state that it had; or remove the pipeline's checkpoint and \
-             set source.snapshot = \"never\", then it goes on from what the target has, if the source still has that; or \
-             copy the tables again under another pipeline name",
+            "what it lacks would not be sent again: give it the state that it had (a later backup, the server that has \
+             it), or copy the tables again under another pipeline name",
         ));
     }
     Ok(stored)
