@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::flight::{Flight, is_aftermath};
 use super::params::{ArrayLiteral, Text};
 use super::plan::{Arbiter, Plan};
+use super::table::SHAPE;
 use crate::dialect::Dialect;
 
 /// What an answer belongs to.
@@ -21,6 +22,8 @@ pub(crate) enum Tag {
     Control,
     /// The epoch's check: must match one row.
     Fence,
+    /// The check of a table's shape: must match one row.
+    Shape(Arc<Plan>),
     /// Rows of a table.
     Rows { plan: Arc<Plan>, expect: Expect, what: Option<String> },
 }
@@ -131,6 +134,7 @@ impl<'w> Applier<'w> {
                 (Tag::Rows { plan, .. }, Err(error)) => return Err(Failure::Refused { error, plan: Some(plan) }),
                 (_, Err(error)) => return Err(Failure::Refused { error, plan: None }),
                 (Tag::Fence, Ok(matched)) if matched != 1 => return Err(Failure::Fenced),
+                (Tag::Shape(plan), Ok(matched)) if matched != 1 => return Err(Failure::Altered { plan }),
                 (Tag::Rows { plan, expect: Expect::Found(expect), what }, Ok(matched)) if matched != expect => {
                     return Err(Failure::Missing { plan, what });
                 }
@@ -143,6 +147,23 @@ impl<'w> Applier<'w> {
         match aftermath {
             Some(error) => Err(Failure::Refused { error, plan: None }),
             None => Ok(()),
+        }
+    }
+
+    /// Asks whether the tables are as they were when their plans were made: the server would round a number
+    /// for a column that was narrowed, without an error. After the changes, whose locks keep the tables as they
+    /// are; where there are no such locks, the server refuses to write by an older look at a table.
+    pub(crate) async fn confirm(&mut self) {
+        if !self.dialect.table_locks {
+            return;
+        }
+        for plan in self.plans.current() {
+            let sql = || format!("SELECT 1 FROM ({SHAPE}) AS s WHERE s.shape = $2::text");
+            let parameters = vec![Text::of(plan.target.oid), Text::of(&plan.target.shape)];
+            match self.statement((0, Operation::Shape, Box::default(), 0), sql).await {
+                Ok(statement) => self.flight.execute(Tag::Shape(plan), &statement, parameters).await,
+                Err(error) => self.flight.fail(Tag::Shape(plan), error),
+            }
         }
     }
 

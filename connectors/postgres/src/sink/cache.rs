@@ -73,6 +73,11 @@ impl Plans {
         Ok(())
     }
 
+    /// The plans of the unit at hand.
+    pub(crate) fn current(&self) -> Vec<Arc<Plan>> {
+        self.current.clone()
+    }
+
     /// The targets of the unit at hand, by their quoted names.
     pub(crate) fn targets(&self) -> Vec<String> {
         self.current.iter().map(|p| p.target.sql()).collect()
@@ -108,6 +113,7 @@ pub(crate) enum Operation {
     DeleteImage,
     Fence,
     Progress,
+    Shape,
 }
 
 /// The plan, what it does, the columns it names first, and how many of them.

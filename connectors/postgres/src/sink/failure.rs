@@ -32,6 +32,11 @@ pub(crate) enum Failure {
         /// The row's key, where it is known.
         what: Option<String>,
     },
+    /// The table was altered since its plan was made.
+    Altered {
+        /// The table.
+        plan: Arc<Plan>,
+    },
     /// A new row lacks values that the source did not send.
     Incomplete {
         /// The table.
@@ -86,7 +91,7 @@ impl Failure {
                 None => Next::GiveUp,
             },
             Self::Missing { .. } | Self::LeftOut { .. } | Self::Unreplaceable => Next::InOrder,
-            Self::Incomplete { .. } | Self::Fenced | Self::Broken(_) => Next::GiveUp,
+            Self::Incomplete { .. } | Self::Altered { .. } | Self::Fenced | Self::Broken(_) => Next::GiveUp,
         }
     }
 
@@ -101,6 +106,7 @@ impl Failure {
     pub(crate) fn is_stale(&self) -> bool {
         let code = match self {
             Self::Refused { error, .. } => error.code().map(|c| c.code()),
+            Self::Altered { .. } => return true,
             // Something that the plan does not know of, and that may have come since.
             Self::LeftOut { plan, .. } => return plan.target.triggers.is_empty() && plan.target.rules.is_empty(),
             _ => None,
@@ -137,6 +143,10 @@ impl Failure {
                     "target table {} does not have {what}, and the source did not send all of its columns",
                     plan.target.name
                 ))
+            }
+            // To begin again is to judge the types anew.
+            Self::Altered { plan } => {
+                Error::transient(format!("target table {} was altered while it was written to", plan.target.name))
             }
             Self::LeftOut { plan, what } => {
                 let what = what.map_or_else(|| "a row".to_owned(), |w| format!("the row with key ({w})"));

@@ -1,5 +1,6 @@
 //! The sink on real servers.
 
+mod altered;
 mod apply;
 mod begin;
 mod conformance;
