@@ -8,6 +8,7 @@ use anabranch_core::{ChangeRef, Error, Op, RowRef, TableName, TableSchema, Unit}
 
 use crate::config::TimeZone;
 use crate::connection::Link;
+use crate::definition;
 use crate::error::Failure;
 use crate::plan::{Plan, Values};
 use crate::replace;
@@ -22,6 +23,8 @@ const KEYS_PER_DELETE: usize = 500;
 #[derive(Debug, Default)]
 pub(crate) struct Plans {
     plans: HashMap<TableName, Vec<Version>>,
+    /// Those of the unit at hand.
+    used: Vec<Arc<Plan>>,
     time_zone: TimeZone,
 }
 
@@ -29,12 +32,13 @@ type Version = (Arc<TableSchema>, Arc<Plan>);
 
 impl Plans {
     pub(crate) fn new(time_zone: TimeZone) -> Self {
-        Self { plans: HashMap::new(), time_zone }
+        Self { plans: HashMap::new(), used: Vec::new(), time_zone }
     }
 
     /// Forgets what is known of the target's tables.
     pub(crate) fn clear(&mut self) {
         self.plans.clear();
+        self.used.clear();
     }
 
     fn get(&self, schema: &Arc<TableSchema>) -> Option<&Arc<Plan>> {
@@ -50,12 +54,16 @@ impl Plans {
     /// Makes the plans of every table of this unit, so that no description is asked for later.
     pub(crate) async fn prepare(&mut self, link: &mut Link, unit: &Unit) -> Result<(), Failure> {
         let mut last: Option<&Arc<TableSchema>> = None;
+        self.used.clear();
         for change in unit.changes() {
             let Some(schema) = change.table() else { continue };
             if change.op() == Op::Schema || last.is_some_and(|l| Arc::ptr_eq(l, schema)) {
                 continue;
             }
-            self.learn(link, schema).await?;
+            let plan = self.learn(link, schema).await?;
+            if !self.used.iter().any(|used| Arc::ptr_eq(used, &plan)) {
+                self.used.push(plan);
+            }
             last = Some(schema);
         }
         Ok(())
@@ -65,13 +73,36 @@ impl Plans {
         if let Some(plan) = self.get(schema) {
             return Ok(Arc::clone(plan));
         }
+        // Before it is described: what is altered in between is noticed, and described again.
+        let definition = definition::read(link, &schema.name.name).await?;
         let target = Target::describe(link, &schema.name.name).await?.ok_or_else(|| {
             Error::config(format!("table {}", schema.name), "the target has no such table")
                 .hint("create it, or set create_tables = true")
         })?;
-        let plan = Arc::new(Plan::new(schema, &target, self.time_zone)?);
+        let plan = Arc::new(Plan { definition, ..Plan::new(schema, &target, self.time_zone)? });
         self.plans.entry(schema.name.clone()).or_default().push((Arc::clone(schema), Arc::clone(&plan)));
         Ok(plan)
+    }
+
+    /// Makes sure that the tables of the unit at hand are as they were when their plans were made: the
+    /// server would round a decimal, or cut digits of a second off, without an error, and rows that are
+    /// replaced would lose a column that is new. After the changes, whose lock keeps the tables as they are.
+    ///
+    /// # Errors
+    /// `Transient`: to begin again is to judge the types anew.
+    pub(crate) async fn confirm(&self, script: &mut Script<'_>) -> Result<(), Failure> {
+        let known: Vec<_> = self.used.iter().filter(|plan| plan.definition.is_some()).collect();
+        for plan in &known {
+            script.add(&definition::question(&plan.table), Expect::Any);
+        }
+        let outcomes = script.outcomes().await?;
+        for (plan, now) in known.iter().zip(outcomes.iter().skip(outcomes.len() - known.len())) {
+            if now.rows.first().and_then(definition::of) != plan.definition {
+                let problem = format!("table {} was altered in the target while it was written to", plan.name);
+                return Err(Error::transient(problem).into());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -109,7 +140,7 @@ pub(crate) async fn apply(script: &mut Script<'_>, plans: &Plans, unit: &Unit, m
             }
         }
     }
-    script.settle().await
+    plans.confirm(script).await
 }
 
 fn plan_of(plans: &Plans, schema: &Arc<TableSchema>) -> Result<Arc<Plan>, Failure> {

@@ -27,6 +27,7 @@ mod apply;
 mod checkpointer;
 mod config;
 mod connection;
+mod definition;
 mod dead_letters;
 mod error;
 mod ledger;

@@ -56,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) upsert: Option<String>,
     /// Equal keys of the source may have different texts in the target.
     pub(crate) key_has_many_texts: bool,
+    /// The table as it was defined when this was made; `None` if the user may not see it.
+    pub(crate) definition: Option<String>,
 }
 
 /// A column that is written.
@@ -173,6 +175,7 @@ impl Plan {
             insert: String::new(),
             upsert: None,
             key_has_many_texts: false,
+            definition: None,
         };
         plan.key_has_many_texts = plan.key.iter().map(|&k| &plan.columns[k]).any(|c| {
             let of = &schema.columns[c.source].data_type;

@@ -113,7 +113,7 @@ impl MySqlWriter {
         script.settle().await?;
         let plan = self.plans.learn(script.link(), schema).await?;
         match load::load(script.link(), &plan, unit).await? {
-            Loaded::All => Ok(true),
+            Loaded::All => self.plans.confirm(script).await.map(|()| true),
             Loaded::Forbidden => Ok(false),
             Loaded::Not => back_to_savepoint(script).await.map(|()| false),
         }

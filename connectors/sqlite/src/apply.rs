@@ -80,6 +80,11 @@ impl Applying<'_> {
                 for place in places {
                     let done = self.db.conn.execute(&format!("DELETE FROM {place}"), []);
                     self.db.told(format_args!("cannot empty {place}"), done)?;
+                    let left = format!("SELECT EXISTS (SELECT 1 FROM {place})");
+                    let left = self.db.conn.query_row(&left, [], |row| row.get(0));
+                    if self.db.told(format_args!("cannot read {place}"), left)? {
+                        return Err(ignored(&change.schema().name.name).into());
+                    }
                 }
                 Ok(())
             }
@@ -185,8 +190,21 @@ fn keyless(db: &Database, plan: &TablePlan, change: ChangeRef<'_>) -> Result<(),
 
 fn delete(db: &Database, plan: &TablePlan, statement: &mut Statement<'_>, row: RowRef<'_>) -> Result<(), Stop> {
     plan.bind_key(db, statement, |i| row.get(i))?;
-    // None is fine: a row that came and went within the unit was never there.
-    execute(db, plan, statement).map(drop)
+    if execute(db, plan, statement)? > 0 {
+        return Ok(());
+    }
+    // None is fine: a row that came and went within the unit was never there. Unless it still is.
+    let sql = format!("SELECT 1 FROM {} WHERE {}", plan.place, plan.where_key(1));
+    let mut select = prepare(db, plan, &sql)?;
+    plan.bind_key(db, &mut select, |i| row.get(i))?;
+    let left = select.raw_query().next().map(|row| row.is_some());
+    if db.told(format_args!("cannot read {}", plan.name), left)? { Err(ignored(&plan.name).into()) } else { Ok(()) }
+}
+
+/// A trigger's RAISE(IGNORE) is no error to SQLite, whose transaction goes on.
+pub(crate) fn ignored(table: &str) -> Error {
+    Error::rejected(format!("{table}: a trigger of the target ignored the row"))
+        .hint("drop the trigger, or let it not RAISE(IGNORE)")
 }
 
 fn put<'r>(
@@ -198,7 +216,7 @@ fn put<'r>(
     plan.bind(db, statement, 1, 0..plan.columns.len(), value)?;
     match execute(db, plan, statement)? {
         1 => Ok(()),
-        _ => Err(Error::rejected(format!("{}: a trigger of the target ignored the row", plan.name)).into()),
+        _ => Err(ignored(&plan.name).into()),
     }
 }
 

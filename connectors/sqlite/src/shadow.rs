@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anabranch_core::{Op, Result, Unit, ValueRef};
 use rusqlite::CachedStatement;
 
-use crate::apply::Stop;
+use crate::apply::{Stop, ignored};
 use crate::connection::{Database, quoted};
 use crate::error;
 use crate::plan::{Plans, TablePlan};
@@ -142,13 +142,14 @@ impl Shadow {
             real.place,
             real.where_key(1)
         );
+        let mut moved = Vec::with_capacity(2);
         for sql in [&copy, &real.delete] {
             let mut statement = self.prepare(db, sql)?;
             real.bind_key(db, &mut statement, &value)?;
             let done = statement.raw_execute();
-            db.told(format_args!("cannot move a row of {}", real.name), done)?;
+            moved.push(db.told(format_args!("cannot move a row of {}", real.name), done)?);
         }
-        Ok(())
+        if moved[0] == moved[1] { Ok(()) } else { Err(ignored(&real.name).into()) }
     }
 
     fn move_back(&self, db: &Database) -> Result<(), Stop> {
@@ -160,11 +161,16 @@ impl Shadow {
                 "INSERT OR ABORT INTO {} ({columns}) SELECT {columns} FROM {} WHERE {} {which}",
                 self.real.place, self.plan.place, self.moved
             );
-            db.conn.execute(&sql, []).map_err(|e| {
+            let back = db.conn.execute(&sql, []).map_err(|e| {
                 let conflict = error::is_unique_violation(&e);
                 let error = db.failed(format_args!("{} refuses the rows at the end of the unit", self.real.name), e);
                 if conflict { Stop::Conflict(error) } else { Stop::Failed(error) }
             })?;
+            let all = format!("SELECT count(*) FROM {} WHERE {} {which}", self.plan.place, self.moved);
+            let all: i64 = db.told("cannot read a temporary table", db.conn.query_row(&all, [], |row| row.get(0)))?;
+            if back as i64 != all {
+                return Err(ignored(&self.real.name).into());
+            }
         }
         Ok(())
     }

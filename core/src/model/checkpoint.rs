@@ -39,6 +39,10 @@ pub struct Checkpoint {
     /// Of it, what each shard of the target has counted: told while it does not answer.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shards: BTreeMap<String, Counters>,
+    /// Of each lane of a target that stores progress: what is durable there for sure. A target that has less
+    /// has gone back: it was restored from a backup, or failed over to a replica that lacked changes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reached: Vec<LaneReached>,
     /// An operator paused the pipeline.
     #[serde(default)]
     pub paused: bool,
@@ -51,6 +55,20 @@ pub struct Checkpoint {
     /// Set where several workers share the partitions of the source; see [`leases`](crate::leases).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
+}
+
+/// What a lane has stored in the target, with the rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneReached {
+    /// The shard of the target; `None` where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard: Option<String>,
+    /// The lane, of those of the shard.
+    pub lane: u32,
+    /// The partition of which it stored progress last.
+    pub partition: PartitionId,
+    /// How far: everything of the lane at or before this is durable.
+    pub rank: Rank,
 }
 
 /// What several workers keep in the checkpoints of a pipeline whose partitions they share.
@@ -124,6 +142,7 @@ impl Default for Checkpoint {
             snapshot: SnapshotProgress::default(),
             counters: Counters::default(),
             shards: BTreeMap::new(),
+            reached: Vec::new(),
             paused: false,
             saved_at: None,
             ended: false,

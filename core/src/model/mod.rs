@@ -14,7 +14,7 @@ pub use batch::{
     BatchBuilder, ChangeBatch, ChangeRef, LeftOut, OldImage, Op, Piece, RowRef, Transaction, TruncateOptions,
 };
 pub use checkpoint::{
-    Checkpoint, Counters, PartitionProgress, PartitionStatus, Sharing, SnapshotPhase, SnapshotProgress, SourceIdentity,
+    Checkpoint, Counters, LaneReached, PartitionProgress, PartitionStatus, Sharing, SnapshotPhase, SnapshotProgress, SourceIdentity,
     TableSnapshot,
 };
 pub use datatype::DataType;

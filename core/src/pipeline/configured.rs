@@ -138,6 +138,26 @@ impl Pipeline {
             .hint("leave pipeline.each_shard out, or give this pipeline another name, which begins anew"))
     }
 
+    /// Refuses to begin a shard anew that was written before: its database is another one, or was emptied.
+    pub(crate) async fn refuse_blank(&self, shard: &str, reached: &str) -> Result<()> {
+        let name = &self.spec.name;
+        let known = match self.spec.checkpointer.load(name).await.map_err(at_first)? {
+            Some(_) => true,
+            None => match self.spec.sink.progress() {
+                Some(store) => !store.read(name).await.map_err(at_first)?.is_empty(),
+                None => true,
+            },
+        };
+        if known {
+            return Ok(());
+        }
+        let problem = format!("the shard {shard} was written up to {reached}, and its database has nothing of it");
+        Err(Error::config("sink.shards", problem).hint(
+            "give the shard the database that it had: it may have been taken for that of another one, or emptied; to begin \
+             anew, give the pipeline another name",
+        ))
+    }
+
     /// Connects to both sides and compares them, without changing anything on either. What a start
     /// would run on the source is in [`Preflight::source_statements`].
     ///

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::keeper::Keeper;
 use crate::error::{Error, Result};
-use crate::model::{Counters, PartitionId, PartitionProgress, Timestamp};
+use crate::model::{Counters, LaneReached, PartitionId, PartitionProgress, Timestamp};
 use crate::sink::Sink;
 
 type Partitions = BTreeMap<PartitionId, PartitionProgress>;
@@ -25,6 +25,8 @@ pub(crate) struct Wanted {
     /// What was applied, to all shards and to each.
     pub(crate) counters: Counters,
     pub(crate) shards: BTreeMap<String, Counters>,
+    /// What lanes have stored since the run began.
+    pub(crate) reached: Vec<LaneReached>,
     /// The time up to which everything is durable.
     pub(crate) safe_time: Option<Timestamp>,
     /// Whether the run ends with it.
@@ -53,6 +55,11 @@ impl SaveTask {
         let checkpoint = &mut self.keeper.checkpoint;
         (checkpoint.partitions, checkpoint.counters) = (wanted.partitions, wanted.counters);
         (checkpoint.shards, checkpoint.ended) = (wanted.shards, wanted.ended);
+        for now in wanted.reached {
+            // What the others have stored in an earlier run is there still.
+            checkpoint.reached.retain(|r| (&r.shard, r.lane) != (&now.shard, now.lane));
+            checkpoint.reached.push(now);
+        }
         self.keeper.save().await?;
         if let (Some(relay), Some(time)) = (self.sink.relay(), wanted.safe_time) {
             relay.safe_time(self.keeper.checkpoint.epoch, time).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::keeper::Keeper;
 use super::letters::{Letters, RETRIED};
 use super::reader::Transforms;
-use super::shards::{Reach, lane_name, of_source, tallies, with_progress};
+use super::shards::{Reach, has_reached, lane_name, not_gone_back, of_source, tallies, with_progress};
 use super::tally::{TALLY, Tally};
 use crate::dead_letter::DeadLetter;
 use crate::error::{Error, Result};
@@ -47,10 +47,10 @@ impl Session {
         }
         let before = match (spec.sink.sharded(), spec.sink.progress()) {
             (Some(sharded), _) => {
-                let read = sharded.read_each(&spec.name).await;
+                let read = not_gone_back(sharded, sharded.read_each(&spec.name).await, &keeper.checkpoint);
                 reach.answered(sharded, with_progress(sharded, read, lanes, &keeper.checkpoint))?
             }
-            (None, Some(store)) => store.read(&spec.name).await?,
+            (None, Some(store)) => has_reached(None, store.read(&spec.name).await?, &keeper.checkpoint)?,
             (None, None) => Vec::new(),
         };
         // Before anything is written: a claim stores the new number of lanes.

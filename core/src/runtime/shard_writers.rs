@@ -322,8 +322,11 @@ async fn begin(
     stop: &CancellationToken,
 ) -> Result<Option<RunningPipeline>> {
     let pipeline = writers.pipeline(&record.shard)?;
-    if record.reached.is_none() && !writers.name().is_empty() {
-        pipeline.refuse_whole(writers.name()).await?;
+    if !writers.name().is_empty() {
+        match &record.reached {
+            None => pipeline.refuse_whole(writers.name()).await?,
+            Some(reached) => pipeline.refuse_blank(&record.shard, reached).await?,
+        }
     }
     let shared = board.part(&Arc::from(pipeline.name()));
     board.watch(&record.shard, pipeline.monitor(&shared));

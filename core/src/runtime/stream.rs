@@ -22,7 +22,7 @@ use super::reader::Reading;
 use super::saver::{Saver, Wanted};
 use super::session::Session;
 use crate::error::{Error, Result};
-use crate::model::{BatchId, ChangeBatch, Counters, OrderedUnit, Progress, TableName, UnitId};
+use crate::model::{BatchId, ChangeBatch, Counters, OrderedUnit, PartitionId, Progress, Rank, TableName, UnitId};
 use crate::orderer::Orderer;
 use crate::pipeline::{Role, Shared, Spec};
 
@@ -71,6 +71,8 @@ struct Coordinator {
     asking: JoinSet<(usize, Result<()>)>,
     applied: mpsc::Receiver<Applied>,
     in_flight: HashMap<UnitId, InFlight>,
+    /// For each lane of a target that stores progress: what it has stored last.
+    reached: BTreeMap<usize, (PartitionId, Rank)>,
     reader_seed: ReaderSeed,
     readers: JoinSet<Result<()>>,
     readings: mpsc::Receiver<Reading>,
@@ -231,7 +233,8 @@ impl Coordinator {
     fn wanted(&mut self) -> Wanted {
         let (counters, shards) = (self.counters(), self.shard_counters());
         let safe_time = self.safe_time();
-        Wanted { partitions: self.lineage.snapshot(), counters, shards, safe_time, ended: false }
+        let reached = self.reached();
+        Wanted { partitions: self.lineage.snapshot(), counters, shards, reached, safe_time, ended: false }
     }
 }
 

@@ -96,6 +96,47 @@ async fn a_shard_that_fails_halts_alone_and_the_status_tells_why() {
     assert!(whole.drain(Some(PATIENCE)).await.unwrap().drained);
 }
 
+/// Each database has the checkpoint of its own shard: behind another one it would be begun anew, in rows of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_that_were_exchanged_get_nothing_of_one_another() {
+    let mut story = Story::begin().await;
+    story.write().await;
+    let mut running = start(&story, RunMode::Regular).await;
+    assert!(drain(&mut running).await);
+    running.stop().await.unwrap();
+    let before = story.ids("eu");
+    story.database("eu").execute_batch("UPDATE orders SET body = 'of eu'").unwrap();
+    story.database("us").execute_batch("UPDATE orders SET body = 'of us'").unwrap();
+
+    // While it was down, somebody took two URLs for one another, and an empty database for the third.
+    story.table("blank");
+    let sinks = [("asia", "blank"), ("eu", "us"), ("us", "eu")];
+    let sinks = sinks.map(|(name, path)| (name, Arc::new(Sqlite::open(story.path(path))) as Arc<dyn Sink>));
+    let exchanged = writer(&story, &SHARDS).sink(Sharded::new(sinks).unwrap()).build().unwrap();
+    let ended = match exchanged.start().await {
+        Ok(mut running) => tokio::time::timeout(PATIENCE, running.wait()).await.expect("they halt").unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(ended.to_string().starts_with("3 of 3 shards are halted: "), "{ended}");
+    assert!(ended.to_string().contains("has nothing of it"), "{ended}");
+    let own = |story: &Story, shard: &str| {
+        let count = format!("SELECT count(*) FROM orders WHERE body = 'of {shard}'");
+        story.database(shard).query_row(&count, [], |row| row.get::<_, i64>(0)).unwrap() as usize
+    };
+    assert_eq!([own(&story, "eu"), own(&story, "us")], [before.len(); 2]);
+    assert!(story.ids("blank").is_empty());
+
+    // Mended, they go on.
+    story.write().await;
+    let mut running = start(&story, RunMode::ResumeAll).await;
+    assert!(drain(&mut running).await);
+    running.stop().await.unwrap();
+    for shard in SHARDS {
+        assert_eq!(story.ids(shard), story.all(), "{shard}");
+    }
+    assert_eq!(own(&story, "eu"), before.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_that_is_made_while_the_shard_is_written_stays() {
     let mut story = Story::begin().await;

@@ -1,5 +1,6 @@
 //! The connector against a real MariaDB. Skipped, with a line that says so, where there is none.
 
+mod altered;
 mod apply;
 mod conformance;
 mod crash;

@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::flight::{Flight, is_aftermath};
 use super::params::{ArrayLiteral, Text};
 use super::plan::{Arbiter, Plan};
+use super::table::SHAPE;
 use crate::dialect::Dialect;
 
 /// What an answer belongs to.
@@ -21,8 +22,20 @@ pub(crate) enum Tag {
     Control,
     /// The epoch's check: must match one row.
     Fence,
-    /// Rows of a table; `expect` of them must be matched.
-    Rows { plan: Arc<Plan>, expect: Option<u64>, what: Option<String> },
+    /// The check of a table's shape: must match one row.
+    Shape(Arc<Plan>),
+    /// Rows of a table.
+    Rows { plan: Arc<Plan>, expect: Expect, what: Option<String> },
+}
+
+/// How many rows a statement must count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expect {
+    Any,
+    /// As many are found in the target, else rows are missing there.
+    Found(u64),
+    /// As many are stored, else something in the target (a trigger, a rule) left rows out without an error.
+    Stored(u64),
 }
 
 /// A row whose values can be asked for.
@@ -76,6 +89,8 @@ pub(crate) struct Applier<'w> {
     pub(crate) trusting: bool,
     /// Whether some were.
     pub(crate) trusted: bool,
+    /// Rows go one by one, so that one which is left out can be told from one that was as it should be.
+    pub(crate) one_by_one: bool,
 }
 
 impl<'w> Applier<'w> {
@@ -87,7 +102,7 @@ impl<'w> Applier<'w> {
         dialect: Dialect,
     ) -> Self {
         let flight = Flight::new(client);
-        Self { client, flight, plans, statements, replica, dialect, trusting: false, trusted: false }
+        Self { client, flight, plans, statements, replica, dialect, trusting: false, trusted: false, one_by_one: false }
     }
 
     /// Sends the steps. The answers are judged by [`Applier::settle`].
@@ -119,8 +134,12 @@ impl<'w> Applier<'w> {
                 (Tag::Rows { plan, .. }, Err(error)) => return Err(Failure::Refused { error, plan: Some(plan) }),
                 (_, Err(error)) => return Err(Failure::Refused { error, plan: None }),
                 (Tag::Fence, Ok(matched)) if matched != 1 => return Err(Failure::Fenced),
-                (Tag::Rows { plan, expect: Some(expect), what }, Ok(matched)) if matched != expect => {
+                (Tag::Shape(plan), Ok(matched)) if matched != 1 => return Err(Failure::Altered { plan }),
+                (Tag::Rows { plan, expect: Expect::Found(expect), what }, Ok(matched)) if matched != expect => {
                     return Err(Failure::Missing { plan, what });
+                }
+                (Tag::Rows { plan, expect: Expect::Stored(expect), what }, Ok(stored)) if stored != expect => {
+                    return Err(Failure::LeftOut { plan, what });
                 }
                 _ => {}
             }
@@ -128,6 +147,23 @@ impl<'w> Applier<'w> {
         match aftermath {
             Some(error) => Err(Failure::Refused { error, plan: None }),
             None => Ok(()),
+        }
+    }
+
+    /// Asks whether the tables are as they were when their plans were made: the server would round a number
+    /// for a column that was narrowed, without an error. After the changes, whose locks keep the tables as they
+    /// are; where there are no such locks, the server refuses to write by an older look at a table.
+    pub(crate) async fn confirm(&mut self) {
+        if !self.dialect.table_locks {
+            return;
+        }
+        for plan in self.plans.current() {
+            let sql = || format!("SELECT 1 FROM ({SHAPE}) AS s WHERE s.shape = $2::text");
+            let parameters = vec![Text::of(plan.target.oid), Text::of(&plan.target.shape)];
+            match self.statement((0, Operation::Shape, Box::default(), 0), sql).await {
+                Ok(statement) => self.flight.execute(Tag::Shape(plan), &statement, parameters).await,
+                Err(error) => self.flight.fail(Tag::Shape(plan), error),
+            }
         }
     }
 
@@ -155,16 +191,16 @@ impl<'w> Applier<'w> {
                 self.upsert(plan, &columns, &rows).await;
             }
             for (columns, rows) in groups(plan, &effect.updates) {
-                self.rows(plan, Operation::Update, &columns, &rows, true).await;
+                self.rows(plan, Operation::Update, &columns, &rows, Expect::Found).await;
             }
             // After the updates: a new row may take a unique value that one of them gave up.
             for (columns, rows) in groups(plan, &new) {
                 whole(plan, &columns, &rows)?;
-                self.rows(plan, Operation::Insert, &columns, &rows, false).await;
+                self.rows(plan, Operation::Insert, &columns, &rows, |n| plan.stored(n)).await;
             }
             for (columns, rows) in groups(plan, &effect.inserts) {
                 whole(plan, &columns, &rows)?;
-                self.rows(plan, Operation::Insert, &columns, &rows, false).await;
+                self.rows(plan, Operation::Insert, &columns, &rows, |n| plan.stored(n)).await;
             }
         }
         for (plan, effect) in tables.iter().rev() {
@@ -204,25 +240,40 @@ impl<'w> Applier<'w> {
     pub(crate) async fn delete<R: Values + Sync>(&mut self, plan: &Arc<Plan>, rows: &[R]) {
         let rows: Vec<&R> = rows.iter().collect();
         let key = plan.source.key.clone();
-        self.rows(plan, Operation::Delete, &key, &rows, false).await;
+        self.rows(plan, Operation::Delete, &key, &rows, |_| Expect::Any).await;
+        // A trigger can leave a row where it is. None that was deleted is no proof: it may never have been there.
+        if plan.target.acts(self.replica) {
+            self.rows(plan, Operation::Remaining, &key, &rows, |_| Expect::Stored(0)).await;
+        }
     }
 
     pub(crate) async fn upsert<R: Values + Sync>(&mut self, plan: &Arc<Plan>, columns: &[u16], rows: &[&R]) {
         if plan.arbiter == Arbiter::Index {
-            return self.rows(plan, Operation::Upsert, columns, rows, plan.is_loose()).await;
+            // A trigger may leave an update out that changes nothing, which is no loss.
+            let operation = match self.one_by_one && !plan.is_loose() && plan.target.acts(self.replica) {
+                true => Operation::UpsertUnlessSame,
+                false => Operation::Upsert,
+            };
+            let counts = operation == Operation::UpsertUnlessSame || plan.upsert_counts(columns);
+            let expect = |n| match () {
+                () if plan.is_loose() => Expect::Found(n),
+                () if counts => plan.stored(n),
+                () => Expect::Any,
+            };
+            return self.rows(plan, operation, columns, rows, expect).await;
         }
-        self.rows(plan, Operation::Update, columns, rows, false).await;
-        self.rows(plan, Operation::InsertMissing, columns, rows, false).await;
+        self.rows(plan, Operation::Update, columns, rows, |_| Expect::Any).await;
+        self.rows(plan, Operation::InsertMissing, columns, rows, |_| Expect::Any).await;
     }
 
-    /// Sends rows in chunks. `all` of them must be matched, if it says so.
+    /// Sends rows in chunks; `expect` says for the number of rows of one what it must count.
     async fn rows<R: Values + Sync>(
         &mut self,
         plan: &Arc<Plan>,
         operation: Operation,
         columns: &[u16],
         rows: &[&R],
-        all: bool,
+        expect: impl Fn(u64) -> Expect,
     ) {
         let mut scratch = String::new();
         let mut rest = rows;
@@ -236,8 +287,8 @@ impl<'w> Applier<'w> {
                 }
                 taken += 1;
             }
-            let expect = all.then_some(taken as u64);
-            let what = (taken == 1 && all).then(|| key_text(plan, rest[0]));
+            let expect = expect(taken as u64);
+            let what = (taken == 1 && expect != Expect::Any && !plan.source.key.is_empty()).then(|| key_text(plan, rest[0]));
             rest = &rest[taken..];
             let parameters = arrays.into_iter().map(ArrayLiteral::finish).collect();
             self.send(plan, operation, columns, 0, parameters, expect, what).await;
@@ -262,7 +313,7 @@ impl<'w> Applier<'w> {
         columns: &[u16],
         image: usize,
         parameters: Vec<Text>,
-        expect: Option<u64>,
+        expect: Expect,
         what: Option<String>,
     ) {
         let tag = Tag::Rows { plan: Arc::clone(plan), expect, what };
@@ -275,7 +326,9 @@ impl<'w> Applier<'w> {
             Operation::Update => plan.update(columns),
             Operation::UpdateKey => plan.update_key(written),
             Operation::UpdateImage => plan.update_image(found, written, place),
+            Operation::UpsertUnlessSame => plan.upsert_unless_same(columns, place),
             Operation::Delete => plan.delete(),
+            Operation::Remaining => plan.remaining(),
             Operation::DeleteImage => plan.delete_image(found, place),
             _ => plan.insert(columns, &[]),
         };

@@ -73,6 +73,11 @@ impl Plans {
         Ok(())
     }
 
+    /// The plans of the unit at hand.
+    pub(crate) fn current(&self) -> Vec<Arc<Plan>> {
+        self.current.clone()
+    }
+
     /// The targets of the unit at hand, by their quoted names.
     pub(crate) fn targets(&self) -> Vec<String> {
         self.current.iter().map(|p| p.target.sql()).collect()
@@ -98,14 +103,17 @@ impl Plans {
 pub(crate) enum Operation {
     Insert,
     Upsert,
+    UpsertUnlessSame,
     InsertMissing,
     Update,
     UpdateKey,
     UpdateImage,
     Delete,
+    Remaining,
     DeleteImage,
     Fence,
     Progress,
+    Shape,
 }
 
 /// The plan, what it does, the columns it names first, and how many of them.

@@ -7,7 +7,7 @@ use anabranch_core::{Op, RowRef, Unit};
 use bytes::{Bytes, BytesMut};
 use futures_util::SinkExt;
 
-use super::apply::{Applier, Values};
+use super::apply::{Applier, Expect, Values};
 use super::failure::Failure;
 use super::params::text_of;
 use super::plan::Plan;
@@ -64,8 +64,11 @@ impl Applier<'_> {
         if !buffer.is_empty() {
             sink.send(buffer.freeze()).await.map_err(refused)?;
         }
-        sink.finish().await.map_err(refused)?;
-        Ok(())
+        let stored = sink.finish().await.map_err(refused)?;
+        match plan.stored(rows.len() as u64) {
+            Expect::Stored(expected) if stored != expected => Err(Failure::LeftOut { plan: Arc::clone(plan), what: None }),
+            _ => Ok(()),
+        }
     }
 }
 

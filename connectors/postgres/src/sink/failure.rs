@@ -25,6 +25,18 @@ pub(crate) enum Failure {
         /// The row's key, where it is known.
         what: Option<String>,
     },
+    /// Something in the target left a row out, without an error.
+    LeftOut {
+        /// The table.
+        plan: Arc<Plan>,
+        /// The row's key, where it is known.
+        what: Option<String>,
+    },
+    /// The table was altered since its plan was made.
+    Altered {
+        /// The table.
+        plan: Arc<Plan>,
+    },
     /// A new row lacks values that the source did not send.
     Incomplete {
         /// The table.
@@ -78,8 +90,8 @@ impl Failure {
                 },
                 None => Next::GiveUp,
             },
-            Self::Missing { .. } | Self::Unreplaceable => Next::InOrder,
-            Self::Incomplete { .. } | Self::Fenced | Self::Broken(_) => Next::GiveUp,
+            Self::Missing { .. } | Self::LeftOut { .. } | Self::Unreplaceable => Next::InOrder,
+            Self::Incomplete { .. } | Self::Altered { .. } | Self::Fenced | Self::Broken(_) => Next::GiveUp,
         }
     }
 
@@ -94,6 +106,9 @@ impl Failure {
     pub(crate) fn is_stale(&self) -> bool {
         let code = match self {
             Self::Refused { error, .. } => error.code().map(|c| c.code()),
+            Self::Altered { .. } => return true,
+            // Something that the plan does not know of, and that may have come since.
+            Self::LeftOut { plan, .. } => return plan.target.triggers.is_empty() && plan.target.rules.is_empty(),
             _ => None,
         };
         code.is_some_and(|c| (c.starts_with("42") && c != "42501") || c.starts_with("0A") || c.starts_with("26"))
@@ -128,6 +143,21 @@ impl Failure {
                     "target table {} does not have {what}, and the source did not send all of its columns",
                     plan.target.name
                 ))
+            }
+            // To begin again is to judge the types anew.
+            Self::Altered { plan } => {
+                Error::transient(format!("target table {} was altered while it was written to", plan.target.name))
+            }
+            Self::LeftOut { plan, what } => {
+                let what = what.map_or_else(|| "a row".to_owned(), |w| format!("the row with key ({w})"));
+                Error::rejected(format!(
+                    "target table {}: a trigger or a rule of the target left {what} as it was, without an error",
+                    plan.target.name
+                ))
+                .hint(
+                    "drop or disable it; triggers and rules do not act on replicated rows if the user may set \
+                     session_replication_role and they are not ENABLE ALWAYS or REPLICA",
+                )
             }
             // Without them it would get NULL or a default for what the source has a value of.
             Self::Incomplete { plan, what } => Error::rejected(format!(

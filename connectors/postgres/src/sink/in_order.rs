@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anabranch_core::{ChangeRef, Op, RowRef, TruncateOptions, ValueRef};
 use tokio_postgres::error::SqlState;
 
-use super::apply::{Applier, Values, key_text, sent};
+use super::apply::{Applier, Expect, Values, key_text, sent};
 use super::cache::Operation;
 use super::failure::Failure;
 use super::params::{ArrayLiteral, Text};
@@ -28,7 +28,7 @@ impl Applier<'_> {
             (Op::Insert, Some(new), _) => {
                 let columns = sent(&plan, &new);
                 let row = parameters(&plan, &columns, &new);
-                self.send(&plan, Operation::Insert, &columns, 0, row, None, None).await;
+                self.send(&plan, Operation::Insert, &columns, 0, row, plan.stored(1), None).await;
             }
             (Op::Update, Some(new), Some(old)) if keyed && change.changes_key() => {
                 self.rekey(&plan, old, Merged { new, old: Some(old) }).await;
@@ -40,7 +40,7 @@ impl Applier<'_> {
                     self.upsert(&plan, &columns, &[&new]).await;
                 } else {
                     let (row, key) = (parameters(&plan, &columns, &new), key_text(&plan, &new));
-                    self.send(&plan, Operation::Update, &columns, 0, row, Some(1), Some(key)).await;
+                    self.send(&plan, Operation::Update, &columns, 0, row, Expect::Found(1), Some(key)).await;
                 }
             }
             (Op::Delete, _, Some(old)) if keyed => self.delete(&plan, &[old]).await,
@@ -48,7 +48,7 @@ impl Applier<'_> {
             (Op::Delete, _, Some(old)) => {
                 let image = sent(&plan, &old);
                 let row = parameters(&plan, &image, &old);
-                self.send(&plan, Operation::DeleteImage, &image, image.len(), row, Some(1), Some(whole())).await;
+                self.send(&plan, Operation::DeleteImage, &image, image.len(), row, Expect::Found(1), Some(whole())).await;
             }
             _ => return Err(Failure::Missing { plan, what: Some("no old row was sent".to_owned()) }),
         }
@@ -67,7 +67,7 @@ impl Applier<'_> {
         let mut row = parameters(plan, &key, &old);
         row.extend(parameters(plan, &columns, &new));
         let all: Vec<u16> = key.iter().chain(&columns).copied().collect();
-        self.send(plan, Operation::UpdateKey, &all, key.len(), row, Some(1), Some(key_text(plan, &old))).await;
+        self.send(plan, Operation::UpdateKey, &all, key.len(), row, Expect::Found(1), Some(key_text(plan, &old))).await;
     }
 
     async fn update_image(&mut self, plan: &Arc<Plan>, old: RowRef<'_>, new: RowRef<'_>) {
@@ -75,7 +75,7 @@ impl Applier<'_> {
         let mut row = parameters(plan, &image, &old);
         row.extend(parameters(plan, &columns, &new));
         let all: Vec<u16> = image.iter().chain(&columns).copied().collect();
-        self.send(plan, Operation::UpdateImage, &all, image.len(), row, Some(1), Some(whole())).await;
+        self.send(plan, Operation::UpdateImage, &all, image.len(), row, Expect::Found(1), Some(whole())).await;
     }
 
     /// Empties tables, together: `TRUNCATE` refuses one that another one refers to.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anabranch_core::{DataType, Error, Result, TableSchema};
 
+use super::apply::Expect;
 use super::params::Encoding;
 use super::table::{Identity, Table, TargetColumn};
 use crate::sql::ident;
@@ -220,6 +221,29 @@ impl Plan {
             _ = write!(sql, " WHERE {}", loose.join(" AND "));
         }
         sql
+    }
+
+    /// Whether an upsert counts a row that is there.
+    pub(crate) fn upsert_counts(&self, columns: &[u16]) -> bool {
+        self.settable(columns).next().is_some()
+    }
+
+    /// What a statement must count that stores so many rows.
+    pub(crate) fn stored(&self, rows: u64) -> Expect {
+        if self.target.uncounted { Expect::Any } else { Expect::Stored(rows) }
+    }
+
+    /// An upsert of one row, which counts also if the row is there as it should be and nothing was done.
+    pub(crate) fn upsert_unless_same(&self, columns: &[u16], place: &str) -> String {
+        let all: Vec<&TargetColumn> = columns.iter().map(|&c| self.column(c)).collect();
+        let same = self.find_image(columns, &named(&all), place);
+        format!("WITH u AS ({} RETURNING 1), f AS ({same}) SELECT 1 FROM u UNION SELECT 1 FROM f", self.upsert(columns))
+    }
+
+    /// The rows with these keys.
+    pub(crate) fn remaining(&self) -> String {
+        let key = self.key_columns();
+        format!("SELECT 1 FROM {} AS t, {} AS s WHERE {}", self.target.rows(), named(&key), joined(&key, 0))
     }
 
     /// `INSERT` of the rows whose key is not there.

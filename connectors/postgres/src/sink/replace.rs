@@ -146,7 +146,7 @@ impl Applier<'_> {
                     array.finish()
                 })
                 .collect();
-            let tag = Tag::Rows { plan: Arc::clone(plan), expect: None, what: None };
+            let tag = Tag::Rows { plan: Arc::clone(plan), expect: plan.stored(chunk.len() as u64), what: None };
             match self.statement(key.clone(), || plan.insert(columns, extra)).await {
                 Ok(statement) => self.flight.execute(tag, &statement, parameters).await,
                 Err(error) => self.flight.fail(tag, error),

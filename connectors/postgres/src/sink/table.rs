@@ -17,6 +17,9 @@ pub(crate) struct Table {
     pub(crate) name: TableName,
     /// Other tables inherit from it, whose rows would count as its own; and no trigger puts its rows into them.
     has_heirs: bool,
+    /// A trigger or a rule puts its rows into tables that inherit from it, or one leaves out updates that change
+    /// nothing (`suppress_redundant_updates_trigger`): what a statement counts says nothing.
+    pub(crate) uncounted: bool,
     pub(crate) columns: Vec<TargetColumn>,
     pub(crate) unique: Vec<UniqueIndex>,
     /// Tables that its foreign keys refer to.
@@ -27,6 +30,10 @@ pub(crate) struct Table {
     pub(crate) referenced_with_action: bool,
     pub(crate) triggers: Vec<Trigger>,
     pub(crate) rules: Vec<String>,
+    /// Its columns with their types, as [`SHAPE`] gives them: to notice that somebody altered the table.
+    pub(crate) shape: String,
+    /// A crash of the server empties it, or a partition of it.
+    pub(crate) unlogged: bool,
 }
 
 /// A column of the target.
@@ -85,14 +92,23 @@ pub(crate) struct Trigger {
 }
 
 /// 7: BEFORE INSERT FOR EACH ROW (`pg_trigger.h`), which is how rows came into partitions before PostgreSQL 10.
-const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass AND NOT EXISTS ( \
+const TABLE: &str = "SELECT c.oid::int8, n.nspname::text, c.relname::text, c.relkind = 'r' AND c.relhassubclass, EXISTS ( \
       SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgtype & 7 = 7 \
         AND t.tgenabled = ANY (CASE current_setting('session_replication_role') \
-                               WHEN 'replica' THEN '{R,A}' ELSE '{O,A}' END::\"char\"[])) \
+                               WHEN 'replica' THEN '{R,A}' ELSE '{O,A}' END::\"char\"[])), EXISTS ( \
+      SELECT FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = c.oid \
+        AND p.proname = 'suppress_redundant_updates_trigger'), \
+      c.relpersistence = 'u' OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) l \
+        JOIN pg_catalog.pg_class k ON k.oid = l.relid WHERE k.relpersistence = 'u') \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
     WHERE c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'f') \
       AND (n.nspname = $1::text OR $1::text = '' AND n.nspname = ANY (current_schemas(false))) \
     ORDER BY array_position(current_schemas(false), n.nspname) LIMIT 1";
+
+/// The columns of a table with all that tells how values are stored in them.
+pub(crate) const SHAPE: &str = "SELECT coalesce(string_agg(concat_ws(' ', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, \
+        a.attnotnull, a.attidentity, a.attgenerated), ',' ORDER BY a.attnum), '') AS shape \
+    FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1::int8::oid AND a.attnum > 0 AND NOT a.attisdropped";
 
 const COLUMNS: &str = "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, -1), \
       a.attnotnull, a.atthasdef, a.attidentity::text, a.attgenerated::text, t.typcategory::text, \
@@ -138,7 +154,8 @@ impl Table {
         // All answers are taken: within a transaction, what is refused first has the others refused too,
         // and those may be seen before it.
         let mut answers = future::join_all(
-            [COLUMNS, INDEXES, FOREIGN_KEYS, TRIGGERS].map(|sql| async move { client.query(sql, &[&oid]).await }),
+            // The shape first: what is altered in between is noticed, and read again.
+            [SHAPE, COLUMNS, INDEXES, FOREIGN_KEYS, TRIGGERS].map(|sql| async move { client.query(sql, &[&oid]).await }),
         )
         .await;
         let of_its_own = |a: &Result<_, tokio_postgres::Error>| a.as_ref().is_err_and(|e| !is_aftermath(e));
@@ -149,14 +166,15 @@ impl Table {
         for answer in answers {
             rows.push(answer.map_err(what)?);
         }
-        let [columns, indexes, keys, triggers] = &rows[..] else {
-            return Err(Error::fatal("four questions have other than four answers"));
+        let [shape, columns, indexes, keys, triggers] = &rows[..] else {
+            return Err(Error::fatal("five questions have other than five answers"));
         };
         let is_rule = |r: &&Row| r.get::<_, bool>(2);
         Ok(Some(Self {
             oid: oid as u32,
             name: TableName::new(row.get::<_, String>(1), row.get::<_, String>(2)),
-            has_heirs: row.get(3),
+            has_heirs: row.get::<_, bool>(3) && !row.get::<_, bool>(4),
+            uncounted: row.get(5) || row.get(3) && (row.get(4) || triggers.iter().any(|r| r.get(2))),
             columns: columns.iter().map(column).collect(),
             unique: indexes
                 .iter()
@@ -171,7 +189,14 @@ impl Table {
             referenced_with_action: keys.iter().any(|r| r.get(4) && r.get(5)),
             triggers: triggers.iter().filter(|r| !is_rule(r)).map(trigger).collect(),
             rules: triggers.iter().filter(is_rule).map(|r| r.get(0)).collect(),
+            shape: shape.first().map(|r| r.get(0)).unwrap_or_default(),
+            unlogged: row.get(6),
         }))
+    }
+
+    /// Whether triggers or rules of it act on what a session does.
+    pub(crate) fn acts(&self, replica: bool) -> bool {
+        !self.rules.is_empty() || self.triggers.iter().any(|t| if replica { t.on_replica } else { t.on_origin })
     }
 
     /// Its name, quoted.

@@ -68,6 +68,7 @@ impl TargetSchema for Target {
         let found = table::read_qualified(client, name).await?;
         if let Some(table) = &found {
             rights::check(client, self.shared.store.key(), table).await?;
+            keeps_rows(table)?;
         }
         Ok(found.map(|t| described(&t, replica)))
     }
@@ -147,6 +148,16 @@ impl TargetSchema for Target {
             .map_err(|e| classify(e, &format!("cannot read target table {name}")))?;
         Ok(row.get(0))
     }
+}
+
+/// What is reported as durable must outlive a crash.
+fn keeps_rows(table: &Table) -> Result<()> {
+    if !table.unlogged {
+        return Ok(());
+    }
+    let problem = "is UNLOGGED, or has a partition that is: a crash of the server empties it, and its rows do not come again";
+    Err(Error::config(format!("target table {}", table.name), problem)
+        .hint(format!("run on the target: ALTER TABLE {} SET LOGGED; and on such partitions", table.sql())))
 }
 
 fn described(table: &Table, replica: bool) -> TargetTable {

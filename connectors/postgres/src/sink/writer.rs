@@ -244,6 +244,7 @@ async fn attempt(
     mode: Mode,
 ) -> Result<(), Failure> {
     applier.trusting = mode == Mode::Trusting;
+    applier.one_by_one = mode == Mode::InOrder;
     let sent = match mode {
         Mode::Trusting | Mode::Net => applier.steps(net).await,
         Mode::Replace => applier.replace_steps(net).await,
@@ -253,6 +254,7 @@ async fn attempt(
         // Answers still on their way belong to this attempt; an earlier refusal is the cause.
         return Err(applier.settle().await.err().unwrap_or(failure));
     }
+    applier.confirm().await;
     progress(applier, shared, lane, unit).await?;
     applier.settle().await
 }
@@ -319,6 +321,7 @@ async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
     if unit.changes().any(|change| change.op() != Op::Insert) {
         // A copy goes on, and rows that changed are taken out of what was copied.
         applier.steps(&steps(unit)).await?;
+        applier.confirm().await;
         return applier.settle().await;
     }
     match applier.copy(unit).await {
@@ -329,7 +332,17 @@ async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
             applier.steps(&steps(unit)).await?;
         }
     }
-    applier.settle().await
+    applier.confirm().await;
+    match applier.settle().await {
+        Err(Failure::LeftOut { .. }) => {
+            back_to_savepoint(applier).await?;
+            applier.one_by_one = true;
+            applier.steps(&steps_in_order(unit)).await?;
+            applier.confirm().await;
+            applier.settle().await
+        }
+        settled => settled,
+    }
 }
 
 async fn fence_snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane) {

@@ -1,8 +1,10 @@
 //! The sink on real servers.
 
+mod altered;
 mod apply;
 mod begin;
 mod conformance;
+mod left_out;
 mod pieces;
 mod speed;
 mod support;

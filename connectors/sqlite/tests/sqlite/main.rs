@@ -3,8 +3,10 @@
 mod apply;
 mod conformance;
 mod crash;
+mod ignored;
 mod parts;
 mod progress;
+mod restored;
 mod speed;
 mod stores;
 mod support;

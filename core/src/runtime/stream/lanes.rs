@@ -4,9 +4,11 @@ use tokio::sync::mpsc;
 
 use super::super::batches::Loaded;
 use super::super::lane::{Applied, Work};
+use super::super::letters::LaneName;
+use super::super::shards::lane_name;
 use super::{Coordinator, InFlight, Retrying, UNITS_AT_LANE};
 use crate::error::{Error, Result};
-use crate::model::Counters;
+use crate::model::{Counters, LaneReached, PartitionId, Rank};
 
 impl Coordinator {
     pub(super) fn on_applied(&mut self, applied: Applied) -> Result<()> {
@@ -41,8 +43,12 @@ impl Coordinator {
                     if let Some(lane) = self.lanes.get_mut(unit.lane) {
                         lane.under_way -= 1;
                     }
+                    // What is parked for a halted shard is in no target.
                     if !self.halted.contains_key(&(unit.lane / self.group)) {
                         self.shared.shard_works(unit.lane / self.group);
+                        if let Some(p) = unit.progress.last() {
+                            self.reached.insert(unit.lane, (p.partition.clone(), p.position.rank.clone()));
+                        }
                     }
                     if self.stores_progress_in_one_lane {
                         for progress in &unit.progress {
@@ -120,6 +126,20 @@ impl Coordinator {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => Err(Error::fatal("a lane was given more units than it takes")),
         }
+    }
+
+    /// What the lanes have stored in the target, if it stores progress.
+    pub(super) fn reached(&self) -> Vec<LaneReached> {
+        let spec = &self.reader_seed.spec;
+        if spec.sink.progress().is_none() {
+            return Vec::new();
+        }
+        let reached = |(&index, (partition, rank)): (&usize, &(PartitionId, Rank))| {
+            let LaneName { shard, lane } = lane_name(spec, index as u32);
+            let shard = shard.map(|name| name.to_string());
+            LaneReached { shard, lane, partition: partition.clone(), rank: rank.clone() }
+        };
+        self.reached.iter().map(reached).collect()
     }
 
     pub(super) fn count(&mut self, lane: usize, counters: Counters) {

@@ -1,6 +1,6 @@
 //! How a run begins: lanes, the orderer, the partitions that may be read.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -95,6 +95,7 @@ impl Coordinator {
             lane_tasks,
             applied,
             in_flight: HashMap::new(),
+            reached: BTreeMap::new(),
             reader_seed: ReaderSeed { spec, transforms, budget, out, stop: CancellationToken::new() },
             readers: JoinSet::new(),
             readings,
