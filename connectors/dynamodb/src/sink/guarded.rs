@@ -201,7 +201,7 @@ impl Guarded<'_> {
                 let mut set = set.clone();
                 settings.stamp(&mut set, &lane.pipeline, &write.version);
                 return self
-                    .change_by_sidecar(write, update_of_existing(&write.table, &write.key, &set, remove)?)
+                    .change_by_sidecar(write, update_of_existing(&write.table, &write.key, &set, remove, None)?)
                     .await;
             }
         };
@@ -351,30 +351,37 @@ pub(crate) async fn get(owned: &Owned, table: &Table, key: &Item) -> Result<Opti
     Ok(answer.map_err(Stop::into_error)?.item)
 }
 
-/// An action that changes an item, if it is there.
+/// An action that changes an item, if it is there. `deleted`: the attribute of tombstones, where there are any.
 pub(crate) fn update_of_existing(
     table: &Table,
     key: &Item,
     set: &Item,
     remove: &[String],
+    deleted: Option<&str>,
 ) -> Result<TransactWriteItem> {
     let action = TransactWriteItem::builder();
+    let condition = match deleted {
+        Some(_) => "attribute_exists(#key) AND attribute_not_exists(#deleted)",
+        None => "attribute_exists(#key)",
+    };
+    let mut names = HashMap::from([("#key".to_owned(), table.hash.name.clone())]);
+    names.extend(deleted.map(|name| ("#deleted".to_owned(), name.to_owned())));
     if set.is_empty() && remove.is_empty() {
         let check = ConditionCheck::builder()
             .table_name(&table.name)
             .set_key(Some(key.clone()))
-            .condition_expression("attribute_exists(#key)")
-            .expression_attribute_names("#key", &table.hash.name);
+            .condition_expression(condition)
+            .set_expression_attribute_names(Some(names));
         return Ok(action.condition_check(check.build().map_err(incomplete)?).build());
     }
     let change = Expression::new(set, remove);
+    names.extend(change.names);
     let update = Update::builder()
         .table_name(&table.name)
         .set_key(Some(key.clone()))
         .update_expression(change.text)
-        .condition_expression("attribute_exists(#key)")
-        .set_expression_attribute_names(Some(change.names))
-        .expression_attribute_names("#key", &table.hash.name)
+        .condition_expression(condition)
+        .set_expression_attribute_names(Some(names))
         .set_expression_attribute_values((!change.values.is_empty()).then_some(change.values));
     Ok(action.update(update.build().map_err(incomplete)?).build())
 }

@@ -276,7 +276,9 @@ fn action(owned: &Owned, write: &Write) -> Result<TransactWriteItem> {
         Action::Update { set, remove } => {
             let mut set = set.clone();
             settings.stamp(&mut set, &lane.pipeline, &write.version);
-            update_of_existing(&write.table, &write.key, &set, remove)
+            // A deleted item stands there as a tombstone, which is no item to change.
+            let deleted = settings.stamps_versions().then_some(settings.deleted_attribute.as_str());
+            update_of_existing(&write.table, &write.key, &set, remove, deleted)
         }
     }
 }

@@ -25,7 +25,7 @@ const GIVE_UP: Duration = Duration::from_secs(15 * 60);
 
 /// A split lists two children, maybe not in one instant: they are taken when two answers, so long
 /// apart, agree.
-const AGREE_AFTER: Duration = Duration::from_secs(1);
+pub(super) const AGREE_AFTER: Duration = Duration::from_secs(1);
 
 /// Finds the children of a shard that ended.
 #[derive(Debug)]

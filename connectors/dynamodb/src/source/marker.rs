@@ -5,7 +5,7 @@
 //! to is DynamoDB's matter: items with random keys are written until each open shard has one. They
 //! carry [`MARKER`], are no rows for any reader of this library, and are deleted at once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use anabranch_core::{DataType, Error, Marker, PartitionId, Position, Result};
@@ -15,6 +15,7 @@ use aws_sdk_dynamodbstreams::types::{Record, ShardIteratorType};
 use aws_smithy_types::Blob;
 use tokio::time::{Instant, sleep};
 
+use super::children::AGREE_AFTER;
 use super::setup::{Table, ended};
 use super::shards::{Listed, Listing};
 use super::{Connected, DynamoDb, position, shard_partition};
@@ -37,8 +38,14 @@ impl Marker for DynamoDb {
     async fn mark(&self) -> Result<BTreeMap<PartitionId, Position>> {
         let connected = self.connected();
         let mut marks = BTreeMap::new();
+        let mut seen = Vec::new();
         for table in connected.tables()? {
-            let mut marking = Marking::begin(&connected, &table).await?;
+            let leaves = leaves(&list(&connected, &table).await?);
+            seen.push((table, leaves));
+        }
+        sleep(AGREE_AFTER).await;
+        for (table, seen) in seen {
+            let mut marking = Marking::begin(&connected, &table, seen).await?;
             let result = marking.run().await;
             let removed = marking.remove().await;
             marks.extend(result?);
@@ -62,12 +69,13 @@ struct Marking<'a> {
 }
 
 impl<'a> Marking<'a> {
-    async fn begin(connected: &'a Connected, table: &'a Table) -> Result<Self> {
+    /// `seen`: the shards without children, as they were listed a while ago.
+    async fn begin(connected: &'a Connected, table: &'a Table, seen: BTreeSet<String>) -> Result<Self> {
         let id = format!("{:032x}", rand::random::<u128>());
         let mut this =
             Self { connected, table, id, waiting: BTreeMap::new(), written: Vec::new(), marks: BTreeMap::new() };
         // The present is here: iterators at the end of every open shard, before anything is written.
-        let listed = this.list().await?;
+        let listed = agreed(connected, table, seen).await?;
         if !listed.enabled {
             return Err(ended(table));
         }
@@ -76,15 +84,6 @@ impl<'a> Marking<'a> {
             this.waiting.insert(shard.clone(), iterator);
         }
         Ok(this)
-    }
-
-    async fn list(&self) -> Result<Listed> {
-        let mut listing = Listing::all();
-        loop {
-            if let Some(listed) = listing.step(self.connected, self.table).await? {
-                return Ok(listed);
-            }
-        }
     }
 
     async fn iterator(&self, shard: &str, kind: ShardIteratorType) -> Result<Option<String>> {
@@ -180,7 +179,9 @@ impl<'a> Marking<'a> {
 
     /// Shards ended: what follows them is marked in their stead. They are read to their ends before.
     async fn follow(&mut self) -> Result<()> {
-        let listed = self.list().await?;
+        let seen = leaves(&list(self.connected, self.table).await?);
+        sleep(AGREE_AFTER).await;
+        let listed = agreed(self.connected, self.table, seen).await?;
         let new: Vec<String> = listed
             .leaves()
             .map(|(shard, _)| shard.clone())
@@ -220,5 +221,36 @@ impl<'a> Marking<'a> {
             self.written.pop();
         }
         Ok(())
+    }
+}
+
+async fn list(connected: &Connected, table: &Table) -> Result<Listed> {
+    let mut listing = Listing::all();
+    loop {
+        if let Some(listed) = listing.step(connected, table).await? {
+            return Ok(listed);
+        }
+    }
+}
+
+fn leaves(listed: &Listed) -> BTreeSet<String> {
+    listed.leaves().map(|(shard, _)| shard.clone()).collect()
+}
+
+/// Lists until two answers agree. A child of a split that is not listed yet may have been written to before
+/// the mark was asked for: left out, it would be told as drained unread.
+async fn agreed(connected: &Connected, table: &Table, mut seen: BTreeSet<String>) -> Result<Listed> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let listed = list(connected, table).await?;
+        let found = leaves(&listed);
+        if found == seen {
+            return Ok(listed);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::transient(format!("the shards of {} change while they are listed", table.name)));
+        }
+        seen = found;
+        sleep(AGREE_AFTER).await;
     }
 }

@@ -74,6 +74,19 @@ impl Needed {
         }
     }
 
+    /// Up to when everything of a shard was given; `None` if that is not known, or it is not read.
+    pub(super) fn reached(&self, shard: &PartitionId) -> Option<Timestamp> {
+        self.lock().get(shard)?.reached
+    }
+
+    /// Up to when all shards that are read of a table were given; `None` if that is not known of one of them.
+    pub(super) fn all_reached(&self, table: &str) -> Option<Timestamp> {
+        let all = self.lock();
+        let of_table = |id: &PartitionId| id.as_str().split_once('/').is_some_and(|(t, _)| t == table);
+        // A shard of which nothing is known is less than all others.
+        all.iter().filter(|(id, _)| of_table(id)).map(|(_, s)| s.reached).min()?
+    }
+
     /// A shard, or a scan, is done with.
     pub(super) fn closed(&self, shard: &PartitionId) {
         self.lock().remove(shard);

@@ -136,7 +136,16 @@ impl Scan {
         }
         let guard = PartitionId::new(COPY);
         let spooling = match &connected.settings.spool {
-            Some(settings) => Some(Arc::new(Spooling::start(&connected, settings, &tables, begun).await?)),
+            Some(settings) => {
+                // No stream is read before all tables are copied: those that are wait for the others.
+                let waits = |t: &&Arc<Table>| {
+                    let copy = before.get(&t.layout.schema().name).filter(|copy| copy.finished);
+                    copy.is_some_and(|copy| self::begun(&copy.point) == Some(begun))
+                        && spool::holds(Some(settings), begun, t)
+                };
+                let spooled: Vec<_> = tables.iter().chain(all.iter().filter(waits)).cloned().collect();
+                Some(Arc::new(Spooling::start(&connected, settings, &spooled, begun).await?))
+            }
             None => {
                 check_time(&connected, &tables)?;
                 // The stream has to keep what comes from here on until the copy is done.

@@ -256,6 +256,28 @@ async fn time_to_live_is_switched_on() {
     assert!(described.warnings[0].contains("sink.expires_attribute"), "{:?}", described.warnings);
 }
 
+/// A letter of about so many characters.
+pub(crate) fn letter(size: usize) -> DeadLetter {
+    DeadLetter {
+        id: "slot:01".to_owned(),
+        class: LetterClass::Retry,
+        state: LetterState::Open,
+        reason: "too large".to_owned(),
+        op: Op::Insert,
+        schema: (*wide("t")).clone(),
+        old: None,
+        new: Some(row("1", "1", &"ä".repeat(size), "1")),
+        shard: None,
+        partition: PartitionId::new("slot"),
+        position: position(1),
+        commit_time: None,
+        parked: None,
+        lane: None,
+        attempts: 0,
+        last_attempt: None,
+    }
+}
+
 #[tokio::test]
 async fn what_is_larger_than_an_item_is_stored_in_several() {
     let Some(server) = server() else { return };
@@ -275,24 +297,6 @@ async fn what_is_larger_than_an_item_is_stored_in_several() {
     }
 
     let letters = sink.dead_letters();
-    let letter = |size: usize| DeadLetter {
-        id: "slot:01".to_owned(),
-        class: LetterClass::Retry,
-        state: LetterState::Open,
-        reason: "too large".to_owned(),
-        op: Op::Insert,
-        schema: (*wide("t")).clone(),
-        old: None,
-        new: Some(row("1", "1", &"ä".repeat(size), "1")),
-        shard: None,
-        partition: PartitionId::new("slot"),
-        position: position(1),
-        commit_time: None,
-        parked: None,
-        lane: None,
-        attempts: 0,
-        last_attempt: None,
-    };
     for size in [1_000_000, 10, 400_000] {
         letters.put("large", &[letter(size)]).await.unwrap();
         assert_eq!(letters.get("large", "slot:01").await.unwrap(), Some(letter(size)));
@@ -359,4 +363,30 @@ fn a_configuration_names_what_is_wrong() {
         let error = config(text).expect_err(text);
         assert!(error.contains(word), "{text}: {error}");
     }
+}
+
+/// A row was deleted, was inserted again and refused, and is changed in part: its tombstone does not take the
+/// change in silence.
+#[tokio::test]
+async fn a_tombstone_is_no_item_to_change() {
+    let Some(server) = server() else { return };
+    let schema = wide("tombstone_changed");
+    let sink = DynamoDbSink::new(access(&server)).mode(Mode::Transactional).oversized(Oversized::Guarded);
+    create(&sink, &schema).await;
+    let mut writer = writer(&sink, "tombstone_changed", 1).await;
+    let whole = row("1", "1", "x", "1");
+    let part = |body: Value| {
+        let mut part = whole.clone();
+        part[2] = body;
+        part[3] = Value::Unchanged;
+        Do::Update(part)
+    };
+    let _ = writer.write(&unit(1, &schema, &[Do::Insert(whole.clone())])).await.unwrap();
+    let _ = writer.write(&unit(2, &schema, &[part("y".into())])).await.unwrap();
+    let _ = writer.write(&unit(3, &schema, &[Do::Delete(whole.clone())])).await.unwrap();
+    let error = writer.write(&unit(4, &schema, &[part("z".into())])).await.expect_err("there is no such item");
+    assert_eq!(error.kind(), ErrorKind::Rejected, "{}", error.report());
+    assert!(error.to_string().contains("it is not there"), "{error}");
+    let items = items(&client(&server).await, "tombstone_changed").await;
+    assert!(items.iter().all(|i| !i.contains_key("body")), "{items:?}");
 }

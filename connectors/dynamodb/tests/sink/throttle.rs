@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use anabranch_core::{DataType, ErrorKind, Secret, TableSchema, Unit, Value};
+use anabranch_core::{DataType, DeadLetterStore, ErrorKind, Secret, TableSchema, Unit, Value};
 use anabranch_dynamodb::{Access, DynamoDbSink, Mode, Versions};
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -230,4 +230,17 @@ async fn endless_throttling_is_given_back_to_the_runtime() {
     })
     .await
     .expect("it gives up after a minute");
+}
+
+/// A letter that is too large for one item: a put that is repeated replaces itself, and does not remove the
+/// parts that it has just written.
+#[tokio::test]
+async fn a_large_letter_stands_lost_answers() {
+    let Some(server) = server() else { return };
+    let proxy = Proxy::start(server.port(), Trouble::LoseAnswers("PutItem")).await;
+    let letters = proxy.sink().dead_letters();
+    let letter = crate::limits::letter(1_000_000);
+    letters.put("trouble-letter", std::slice::from_ref(&letter)).await.unwrap();
+    assert!(proxy.struck() > 0);
+    assert_eq!(letters.get("trouble-letter", &letter.id).await.unwrap(), Some(letter));
 }

@@ -141,3 +141,18 @@ async fn a_copy_too_old_to_go_on_begins_again() {
     source.prepare(None).await.expect("prepare");
     assert!(snapshotter.resume(&tables, &before).await.expect("resume").is_none());
 }
+
+/// The next page is due in an hour, and the pipeline is to stop now.
+#[tokio::test]
+async fn a_copy_that_waits_for_its_capacity_stops_at_once() {
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    (0..100).for_each(|id| put(&bench.fake, id, 1));
+    bench.fake.state().items_a_page = 10;
+    bench.fake.state().scan_units = 1.0;
+    let source = orders(&bench.fake).scan_segments(1).scan_capacity(0.001);
+    let running = bench.pipeline("test", source).start().await.expect("start");
+    bench.rows.until(|| bench.fake.calls("Scan") > 0, || "no scan").await;
+    tokio::time::timeout(PATIENCE, running.stop()).await.expect("it stops").expect("stop");
+    assert_eq!(bench.fake.calls("Scan"), 1);
+}

@@ -137,3 +137,21 @@ async fn safe_time_follows_records_and_waits_for_the_end_of_the_copy() {
     let from = StartFrom { position: None, snapshots: [(name, copied)].into() };
     assert_eq!(safe(&from).await, None);
 }
+
+/// The children of a split are listed one after the other: what was committed to the one that is not listed
+/// yet is waited for too.
+#[tokio::test]
+async fn a_mark_waits_for_a_second_child_that_is_listed_late() {
+    let fake = shop().await;
+    let source = orders(&fake);
+    source.prepare(None).await.expect("prepare");
+    let root = fake.open_shards("orders").remove(0);
+    let children = fake.split("orders", &root);
+    (0..20).for_each(|id| put(&fake, id, 1));
+    fake.state().hide_second_child = 1;
+    let marks = source.marker().expect("a marker").mark().await.expect("marks");
+    for child in children {
+        let partition = PartitionId::new(format!("orders/{child}"));
+        assert!(marks.contains_key(&partition), "{partition} has no mark: {:?}", marks.keys());
+    }
+}

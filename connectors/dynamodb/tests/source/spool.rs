@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anabranch_core::pipeline::SnapshotMode;
-use anabranch_core::{ErrorKind, Snapshotter, Source};
+use anabranch_core::{Checkpointer, ErrorKind, Snapshotter, Source};
 use anabranch_dynamodb::DynamoDb;
 use anabranch_dynamodb_fake::n;
 
@@ -182,4 +182,140 @@ async fn a_folder_that_cannot_be_written_to_is_named() {
     source.prepare(None).await.expect("prepare");
     let error = source.begin(&source.tables().await.expect("tables")).await.err().expect("a file is no folder");
     assert!(error.report().contains("source.spool"), "{}", error.report());
+}
+
+/// The disk is full when a shard ends: the files of its children cannot be begun. The copy goes on, and what
+/// is not spooled is read from the stream.
+#[tokio::test]
+async fn a_disk_without_room_for_the_children_of_a_shard_leaves_them_to_the_stream() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
+    let running = stalled(&bench, source).await;
+    bench.rows.until(|| files(folder.path()).len() == 2, || files(folder.path()).len()).await;
+    let table = fs::read_dir(folder.path()).expect("the folder").flatten().next().expect("the table's").path();
+    {
+        // Before the reader hears of the split: a folder stands where each file is to be written.
+        let mut state = bench.fake.state();
+        let shard = state.stream("orders").open_shards().remove(0);
+        for child in state.split("orders", &shard) {
+            fs::create_dir(table.join(format!("{child}.new"))).expect("a folder");
+        }
+    }
+    (0..50).for_each(|id| put(&bench.fake, id, 2));
+    bench.rows.until(|| bench.fake.calls("DescribeStream") >= 3, || bench.fake.calls("DescribeStream")).await;
+    bench.fake.heal();
+    bench.rows.equal(&bench.fake, "orders").await;
+    assert_eq!(running.status().last_error, None, "the copy was not interrupted");
+    running.stop().await.expect("stop");
+}
+
+/// One table is copied, another takes days and several runs: the stream of the first is spooled all the while.
+#[tokio::test]
+async fn a_table_that_is_copied_is_spooled_until_all_are() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.create_table("stock", &[("id", "N")]);
+    bench.fake.state().items_a_page = 50;
+    bench.fake.state().scan_units = 1.0;
+    (0..10).for_each(|id| put(&bench.fake, id, 1));
+    (0..100).for_each(|id| bench.fake.put("stock", &[("id", n(id)), ("v", n(1))]));
+    let source = || orders(&bench.fake).table("stock").scan_segments(1).spool(folder.path());
+    // The second page of `stock` is never due; `orders` has one.
+    let slow = || source().scan_capacity(0.0001);
+    let running = bench.pipeline("test", slow()).start().await.expect("start");
+    let copied = async {
+        loop {
+            if let Some((_, checkpoint)) = bench.checkpoints.load("test").await.expect("load")
+                && checkpoint.snapshot.tables.iter().any(|(name, copy)| name.name == "orders" && copy.finished)
+            {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(super::support::PATIENCE, copied).await.expect("orders is copied");
+    drop(running); // As a kill does.
+
+    let scans = bench.fake.calls("Scan");
+    let running = bench.pipeline("test", slow()).start().await.expect("start");
+    // By then the spooling of the run before has ended.
+    bench.rows.until(|| bench.fake.calls("Scan") > scans, || "no scan").await;
+    (0..10).for_each(|id| put(&bench.fake, id, 4777));
+    let shard = bench.fake.open_shards("orders").remove(0);
+    bench.fake.roll("orders", &shard);
+    (0..10).for_each(|id| put(&bench.fake, id, 4778));
+    let both = || (spooled(folder.path(), 4777), spooled(folder.path(), 4778));
+    bench.rows.until(|| both() == (10, 10), both).await;
+    drop(running);
+
+    bench.fake.advance(DAY_AND_MORE);
+    let running = bench.pipeline("test", source()).start().await.expect("start");
+    for table in ["orders", "stock"] {
+        bench.rows.equal(&bench.fake, table).await;
+    }
+    running.stop().await.expect("stop");
+}
+
+/// A copy is resumed after twenty hours, and the stream cannot be read: how long it still keeps what the spool
+/// lacks is told by when the spool was written last, now and at the next start.
+#[tokio::test]
+async fn a_spool_that_cannot_be_written_on_is_not_taken_for_up_to_date() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
+    let running = stalled(&bench, source).await;
+    (0..50).for_each(|id| put(&bench.fake, id, 4777));
+    bench.rows.until(|| spooled(folder.path(), 4777) >= 50, || spooled(folder.path(), 4777)).await;
+    running.stop().await.expect("stop");
+
+    let lock =
+        fs::read_dir(folder.path()).expect("the folder").flatten().next().expect("the table's").path().join("lock");
+    let file = fs::File::options().write(true).open(&lock).expect("the lock");
+    let long_ago = std::time::SystemTime::now() - 20 * HOUR;
+    file.set_modified(long_ago).expect("the time");
+    bench.fake.fail("GetRecords", "InternalServerError", 1_000_000);
+    let (calls, source) = (bench.fake.calls("GetRecords"), source());
+    let running = bench.pipeline("test", source.clone()).start().await.expect("start");
+    // So many in a row that the reader is given up and made anew.
+    bench.rows.until(|| bench.fake.calls("GetRecords") >= calls + 8, || bench.fake.calls("GetRecords")).await;
+    assert!(lock.metadata().expect("the lock").modified().expect("a time") < long_ago + HOUR);
+    let left = source.retention().expect("a retention").left().await.expect("what is left").seconds;
+    assert!(left.is_some_and(|left| left < 4.5 * 3600.0), "{left:?}");
+    bench.fake.heal();
+    bench.rows.equal(&bench.fake, "orders").await;
+    running.stop().await.expect("stop");
+}
+
+/// A copy is given up with its spool in the folder, and another pipeline begins at the present.
+#[tokio::test]
+async fn what_another_copy_has_spooled_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
+    let running = stalled(&bench, source).await;
+    (0..50).for_each(|id| put(&bench.fake, id, 4777));
+    bench.rows.until(|| spooled(folder.path(), 4777) >= 50, || spooled(folder.path(), 4777)).await;
+    running.stop().await.expect("stop");
+
+    bench.fake.advance(DAY_AND_MORE);
+    bench.snapshot = SnapshotMode::Never;
+    let running = bench.pipeline("another", source()).start().await.expect("start");
+    put(&bench.fake, 7, 5);
+    let is_new = |given: &super::support::Given| given.2.as_ref().is_some_and(|item| item.contains("\"5\""));
+    bench.rows.until(|| bench.rows.log().iter().any(is_new), || bench.rows.log().len()).await;
+    let log = bench.rows.log();
+    assert_eq!(log.len(), 1, "only what is new: {:?}", log.first());
+    running.stop().await.expect("stop");
 }

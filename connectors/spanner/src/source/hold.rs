@@ -21,6 +21,8 @@ pub(crate) struct Held {
     released: BTreeMap<Bytes, BTreeMap<u32, Place>>,
     in_memory: usize,
     spill: Option<(File, u64)>,
+    /// Records in the file.
+    on_disk: usize,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,9 @@ impl Held {
         let std::collections::btree_map::Entry::Vacant(vacant) = records.entry(record.sequence) else { return Ok(()) };
         let size = record.memory_size();
         let place = if self.in_memory + size > IN_MEMORY {
-            spilled(&mut self.spill, &record)?
+            let place = spilled(&mut self.spill, &record)?;
+            self.on_disk += 1;
+            place
         } else {
             self.in_memory += size;
             Place::Memory(Box::new(record), size)
@@ -62,12 +66,16 @@ impl Held {
                     self.in_memory -= size;
                     *record
                 }
-                (Place::Disk(at, len), Some((file, _))) => read(file, at, len)?,
+                (Place::Disk(at, len), Some((file, _))) => {
+                    self.on_disk -= 1;
+                    read(file, at, len)?
+                }
                 (Place::Disk(..), None) => return Err(Error::fatal("a spilled change record has no file")),
             };
             records.insert(sequence, record);
         }
-        if self.released.is_empty() && self.transactions.is_empty() {
+        // A partition that is always busy always holds something: the file goes with its last record.
+        if self.on_disk == 0 {
             self.spill = None;
         }
         Ok(records)
@@ -94,4 +102,44 @@ fn read(file: &mut File, at: u64, len: usize) -> Result<DataRecord> {
         .and_then(|_| file.read_exact(&mut bytes))
         .map_err(|e| Error::transient("cannot read a spill file").because(e))?;
     serde_json::from_slice(&bytes).map_err(|e| Error::fatal("a spilled change record is damaged").because(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::SpannerValue;
+    use crate::decode::{Capture, Mod, ModType};
+    use crate::source::place;
+
+    fn record(second: u8, bytes: usize) -> DataRecord {
+        DataRecord {
+            commit: format!("2026-01-01T00:00:{second:02}Z").parse().unwrap(),
+            sequence: 0,
+            transaction: "a".to_owned(),
+            table: "t".to_owned(),
+            columns: Vec::new(),
+            mods: vec![Mod { new: vec![(0, SpannerValue::Text("x".repeat(bytes)))], ..Mod::default() }],
+            mod_type: ModType::Insert,
+            capture: Capture::NewRowAndOldValues,
+            records_in_transaction: 1,
+            partitions_in_transaction: 1,
+            tag: String::new(),
+            system: false,
+        }
+    }
+
+    /// A partition without a pause: the next record is there before the last one is given.
+    #[test]
+    fn a_busy_partition_does_not_fill_the_disk() {
+        let mut held = Held::default();
+        for second in 0..10 {
+            for (at, bytes) in [(2 * second, IN_MEMORY + 1), (2 * second + 1, 10)] {
+                let record = record(at, bytes);
+                let before = held.release();
+                held.add(place::prefix(record.commit, &record.transaction), record).unwrap();
+                before.iter().for_each(|prefix| assert_eq!(held.take(prefix).unwrap().len(), 1));
+            }
+            assert!(held.spill.is_none(), "what was given is off the disk");
+        }
+    }
 }

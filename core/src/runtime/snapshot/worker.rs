@@ -57,10 +57,14 @@ impl Worker {
         let mut opened = false;
         let mut held: Vec<ChangeBatch> = Vec::new();
         loop {
-            if self.halt.is_cancelled() {
-                return Ok(None);
-            }
-            match reader.next().await? {
+            let next = tokio::select! {
+                biased;
+                // 1. A read may be dropped, and may take long: of a limited rate, or from a slow server.
+                () = self.halt.cancelled() => return Ok(None),
+                // 2. What is next.
+                next = reader.next() => next?,
+            };
+            match next {
                 Next::Batch(batch) => {
                     self.pulse.read(&batch);
                     let size = |batches: &[ChangeBatch]| batches.iter().map(ChangeBatch::memory_size).sum::<usize>();

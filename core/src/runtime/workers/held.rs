@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpointer::{Checkpointer, Saved, Version};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::leases::{Lease, Leases};
 use crate::model::{Checkpoint, PartitionId, PartitionStatus};
 
@@ -112,6 +112,18 @@ impl Held {
                 Ok(false)
             }
         }
+    }
+
+    /// Renews the lease now, before something is done that is this worker's alone.
+    ///
+    /// # Errors
+    /// [`Fenced`](crate::ErrorKind::Fenced) if it was lost.
+    pub(super) async fn confirm(&self) -> Result<()> {
+        let mut state = self.state.lock().await;
+        if !state.released && self.write(&mut state).await? {
+            return Ok(());
+        }
+        Err(Error::fenced(format!("the lease of {} is another worker's now", self.id)))
     }
 
     /// Gives the lease back; false if it was lost before.

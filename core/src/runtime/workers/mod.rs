@@ -302,6 +302,7 @@ impl Worker {
             prepared: Arc::clone(&self.prepared),
             leases: Arc::clone(&self.leases),
             pipeline: Arc::clone(&self.spec.name),
+            held: Arc::clone(&held),
         };
         let spec = Arc::new(Spec {
             name: pipeline_of(&self.spec.name, &id).into(),

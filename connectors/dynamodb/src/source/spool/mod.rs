@@ -121,11 +121,12 @@ pub(super) fn holds(settings: Option<&SpoolSettings>, begun: Timestamp, table: &
     folder.is_of(begun, table).unwrap_or(false)
 }
 
-/// A reader of a partition's file, if it has one.
-fn frames(folder: &Folder, partition: &Partition, table: &Table) -> Result<Option<Frames>> {
+/// A reader of a partition's file, if it has one of the copy that began then. Another one was left behind by
+/// a pipeline that was given up.
+fn frames(folder: &Folder, partition: &Partition, table: &Table, begun: Timestamp) -> Result<Option<Frames>> {
     let path = folder.file(&partition.id);
     let Some((head, frames)) = Frames::open(&path).map_err(|e| failed(&path, e))? else { return Ok(None) };
-    if head.partition.id != partition.id {
+    if head.partition.id != partition.id || head.begun != begun {
         return Ok(None);
     }
     if head.schema != **table.layout.schema() {

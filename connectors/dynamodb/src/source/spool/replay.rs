@@ -7,6 +7,7 @@ use async_trait::async_trait;
 
 use super::super::Connected;
 use super::super::root::RootReader;
+use super::super::scan::begun;
 use super::super::setup::Table;
 use super::super::shard::ShardReader;
 use super::file::{Frame, Frames};
@@ -37,7 +38,9 @@ impl SpooledReader {
         from: &StartFrom,
     ) -> Result<Option<Self>> {
         let folder = Folder::of(settings, table)?;
-        let Some(frames) = frames(&folder, partition, table)? else { return Ok(None) };
+        let copied = from.snapshots.get(&table.layout.schema().name);
+        let Some(begun) = copied.and_then(|copy| begun(&copy.point)) else { return Ok(None) };
+        let Some(frames) = frames(&folder, partition, table, begun)? else { return Ok(None) };
         let root = PartitionId::new(table.name.as_str());
         // A partition is opened when a checkpoint is saved in which its parents are finished: nobody reads
         // their files again.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, UNIX_EPOCH};
 
 use anabranch_core::{
     ChangeReader, Error, ErrorKind, Next, Partition, PartitionId, Position, Result, StartFrom, TableSnapshot, Timestamp,
@@ -137,10 +137,12 @@ impl Spool {
                     Some(Err(e)) => return Err(Error::fatal("the spooling of a shard panicked").because(e)),
                     None => return Ok(()),
                 },
-                // 2. Only while everything is being read.
+                // 2. Only while everything is being read, and only up to when it was: a shard may fail for hours.
                 _ = touch.tick() => {
-                    if !self.shared.full.load(Ordering::Relaxed) {
-                        let _ = self.lock.set_modified(SystemTime::now());
+                    let reached = self.shared.connected.needed().all_reached(&self.table.name);
+                    if let Some(reached) = reached.filter(|_| !self.shared.full.load(Ordering::Relaxed)) {
+                        let since = u64::try_from(reached.as_micros()).unwrap_or_default();
+                        let _ = self.lock.set_modified(UNIX_EPOCH + Duration::from_micros(since));
                     }
                 }
             }
@@ -165,10 +167,24 @@ impl Spool {
                 self.shared.bytes.fetch_add(bytes, Ordering::Relaxed);
                 (Appender::reopen(&path, bytes).map_err(|e| failed(&path, e))?, end)
             }
-            None => (self.create(&partition)?, None),
+            None => match self.create(&partition) {
+                Ok(file) => (file, None),
+                // A spool that cannot even be begun is told before the copy begins.
+                Err(e) if partition.id.as_str() == self.table.name => return Err(failed(&path, e)),
+                Err(e) => {
+                    self.full(&path, &e.to_string());
+                    return Ok(Vec::new());
+                }
+            },
         };
+        let needed = self.shared.connected.needed();
+        // What comes behind the file is needed from when that was written last.
+        let mut reached = position.as_ref().and_then(|_| self.folder.until());
         loop {
             let mut reader = self.reader(&partition, position.clone())?;
+            if reached.is_some() {
+                needed.opened(&partition.id, reached);
+            }
             loop {
                 match reader.next().await {
                     Ok(Next::Batch(batch)) if batch.is_empty() => {}
@@ -182,7 +198,10 @@ impl Spool {
                         // Before the parent counts as ended: whoever reads that finds them.
                         for child in &followed {
                             if !self.has(child)? {
-                                self.create(child)?;
+                                let begun = self.create(child).map(|_| 0);
+                                let Some(()) = self.written(&self.folder.file(&child.id), begun) else {
+                                    return Ok(Vec::new());
+                                };
                             }
                         }
                         let Some(()) = self.written(&path, file.closed(&children)) else { return Ok(Vec::new()) };
@@ -191,6 +210,7 @@ impl Spool {
                     Ok(Next::Stopped) => break,
                     Err(e) if e.kind() == ErrorKind::Transient => {
                         tracing::warn!(partition = %partition.id, error = %e.report(), "spooled again from there");
+                        reached = needed.reached(&partition.id);
                         sleep(AGAIN).await;
                         break;
                     }
@@ -216,10 +236,9 @@ impl Spool {
         Frames::open(&path).map(|found| found.is_some()).map_err(|e| failed(&path, e))
     }
 
-    fn create(&self, partition: &Partition) -> Result<Appender> {
+    fn create(&self, partition: &Partition) -> std::io::Result<Appender> {
         let head = Head::new(self.shared.begun, partition.clone(), self.table.layout.schema());
-        let path = self.folder.file(&partition.id);
-        Appender::create(&path, &head).map_err(|e| failed(&path, e))
+        Appender::create(&self.folder.file(&partition.id), &head)
     }
 
     fn reader(&self, partition: &Partition, position: Option<Position>) -> Result<Box<dyn ChangeReader>> {
@@ -241,20 +260,26 @@ impl Spool {
     /// which tells if it could not wait so long.
     fn written(&self, path: &std::path::Path, result: std::io::Result<u64>) -> Option<()> {
         let shared = &self.shared;
-        let why = match result {
+        match result {
             Ok(bytes) if shared.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= shared.max_bytes => {
                 return Some(());
             }
-            Ok(_) => format!("it has {} bytes, as many as source.spool_max_gb allows", shared.max_bytes),
-            Err(e) => e.to_string(),
-        };
+            Ok(_) => {
+                self.full(path, &format!("it has {} bytes, as many as source.spool_max_gb allows", shared.max_bytes));
+            }
+            Err(e) => self.full(path, &e.to_string()),
+        }
+        None
+    }
+
+    fn full(&self, path: &std::path::Path, why: &str) {
+        let shared = &self.shared;
         if !shared.full.swap(true, Ordering::Relaxed) {
             let path = path.display();
             tracing::warn!(%path, why, "the spool takes no more: the copy has 24 hours from here on");
             // From now on it counts what the stream keeps.
             shared.connected.needed().opened(&PartitionId::new(COPY), Some(shared.connected.now()));
         }
-        None
     }
 }
 
