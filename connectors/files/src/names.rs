@@ -145,8 +145,7 @@ mod tests {
         let next = Window::of(Timestamp::from_micros(window.end()), 10_000_000);
         let parts = [1, 2, 12, 99_999, 100_000, 100_001, 1_000_000, u32::MAX].map(|part| window.file(part));
         let first = [window.file(0), window.manifest()];
-        let names: Vec<String> =
-            first.into_iter().chain(parts).chain([next.file(0)]).map(Result::unwrap).collect();
+        let names: Vec<String> = first.into_iter().chain(parts).chain([next.file(0)]).map(Result::unwrap).collect();
         assert!(names.is_sorted(), "{names:?}");
         assert_eq!(Window::of(Timestamp::from_micros(-1), 10).start, -10);
         assert!(Window::of(Timestamp::from_micros(i64::MIN), 10).name().is_err());

@@ -14,8 +14,8 @@ pub use batch::{
     BatchBuilder, ChangeBatch, ChangeRef, LeftOut, OldImage, Op, Piece, RowRef, Transaction, TruncateOptions,
 };
 pub use checkpoint::{
-    Checkpoint, Counters, LaneReached, PartitionProgress, PartitionStatus, Sharing, SnapshotPhase, SnapshotProgress, SourceIdentity,
-    TableSnapshot,
+    Checkpoint, Counters, LaneReached, PartitionProgress, PartitionStatus, Sharing, SnapshotPhase, SnapshotProgress,
+    SourceIdentity, TableSnapshot,
 };
 pub use datatype::DataType;
 pub use partition::{Partition, PartitionId};

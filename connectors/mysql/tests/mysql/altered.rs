@@ -47,7 +47,8 @@ async fn a_column_that_was_added_keeps_what_is_in_it() {
     let t = table("t", &[("id", T::Int64), ("x", TEXT)]);
     let mut writer = db.writer(1).await;
     let mut maker = Maker::default();
-    let _ = writer.write(&maker.stream(&[(&t, Do::Insert(row![1, "a"])), (&t, Do::Insert(row![2, "b"]))])).await.unwrap();
+    let _ =
+        writer.write(&maker.stream(&[(&t, Do::Insert(row![1, "a"])), (&t, Do::Insert(row![2, "b"]))])).await.unwrap();
     db.run("ALTER TABLE t ADD COLUMN own varchar(20) NULL").await;
     db.run("UPDATE t SET own = CONCAT('mine ', id)").await;
     let swap = maker.stream(&[(&t, Do::Update(row![1, "b"])), (&t, Do::Update(row![2, "a"]))]);

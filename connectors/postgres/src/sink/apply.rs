@@ -288,7 +288,8 @@ impl<'w> Applier<'w> {
                 taken += 1;
             }
             let expect = expect(taken as u64);
-            let what = (taken == 1 && expect != Expect::Any && !plan.source.key.is_empty()).then(|| key_text(plan, rest[0]));
+            let what =
+                (taken == 1 && expect != Expect::Any && !plan.source.key.is_empty()).then(|| key_text(plan, rest[0]));
             rest = &rest[taken..];
             let parameters = arrays.into_iter().map(ArrayLiteral::finish).collect();
             self.send(plan, operation, columns, 0, parameters, expect, what).await;

@@ -66,7 +66,9 @@ impl Applier<'_> {
         }
         let stored = sink.finish().await.map_err(refused)?;
         match plan.stored(rows.len() as u64) {
-            Expect::Stored(expected) if stored != expected => Err(Failure::LeftOut { plan: Arc::clone(plan), what: None }),
+            Expect::Stored(expected) if stored != expected => {
+                Err(Failure::LeftOut { plan: Arc::clone(plan), what: None })
+            }
             _ => Ok(()),
         }
     }

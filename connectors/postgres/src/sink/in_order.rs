@@ -48,7 +48,8 @@ impl Applier<'_> {
             (Op::Delete, _, Some(old)) => {
                 let image = sent(&plan, &old);
                 let row = parameters(&plan, &image, &old);
-                self.send(&plan, Operation::DeleteImage, &image, image.len(), row, Expect::Found(1), Some(whole())).await;
+                self.send(&plan, Operation::DeleteImage, &image, image.len(), row, Expect::Found(1), Some(whole()))
+                    .await;
             }
             _ => return Err(Failure::Missing { plan, what: Some("no old row was sent".to_owned()) }),
         }

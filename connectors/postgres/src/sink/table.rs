@@ -155,7 +155,8 @@ impl Table {
         // and those may be seen before it.
         let mut answers = future::join_all(
             // The shape first: what is altered in between is noticed, and read again.
-            [SHAPE, COLUMNS, INDEXES, FOREIGN_KEYS, TRIGGERS].map(|sql| async move { client.query(sql, &[&oid]).await }),
+            [SHAPE, COLUMNS, INDEXES, FOREIGN_KEYS, TRIGGERS]
+                .map(|sql| async move { client.query(sql, &[&oid]).await }),
         )
         .await;
         let of_its_own = |a: &Result<_, tokio_postgres::Error>| a.as_ref().is_err_and(|e| !is_aftermath(e));

@@ -155,7 +155,8 @@ fn keeps_rows(table: &Table) -> Result<()> {
     if !table.unlogged {
         return Ok(());
     }
-    let problem = "is UNLOGGED, or has a partition that is: a crash of the server empties it, and its rows do not come again";
+    let problem =
+        "is UNLOGGED, or has a partition that is: a crash of the server empties it, and its rows do not come again";
     Err(Error::config(format!("target table {}", table.name), problem)
         .hint(format!("run on the target: ALTER TABLE {} SET LOGGED; and on such partitions", table.sql())))
 }
