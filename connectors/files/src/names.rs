@@ -102,7 +102,7 @@ impl Window {
         let name = self.name()?;
         Ok(match part {
             0 => format!("{name}.jsonl"),
-            ..100_000 => format!("{name}.part-{part:05}.jsonl"),
+            1..100_000 => format!("{name}.part-{part:05}.jsonl"),
             // Behind those of five digits. A commit time far ahead keeps a shard in one window for long.
             _ => format!("{name}.part-x{part:010}.jsonl"),
         })
