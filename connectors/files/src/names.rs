@@ -102,7 +102,9 @@ impl Window {
         let name = self.name()?;
         Ok(match part {
             0 => format!("{name}.jsonl"),
-            _ => format!("{name}.part-{part:05}.jsonl"),
+            1..100_000 => format!("{name}.part-{part:05}.jsonl"),
+            // Behind those of five digits. A commit time far ahead keeps a shard in one window for long.
+            _ => format!("{name}.part-x{part:010}.jsonl"),
         })
     }
 
@@ -141,8 +143,10 @@ mod tests {
         let window = Window::of(time, 10_000_000);
         assert_eq!(window.file(0).unwrap(), "20231114T221320.000000Z-20231114T221330.000000Z.jsonl");
         let next = Window::of(Timestamp::from_micros(window.end()), 10_000_000);
-        let names = [window.file(0), window.manifest(), window.file(1), window.file(2), window.file(12), next.file(0)];
-        assert!(names.map(Result::unwrap).is_sorted());
+        let parts = [1, 2, 12, 99_999, 100_000, 100_001, 1_000_000, u32::MAX].map(|part| window.file(part));
+        let first = [window.file(0), window.manifest()];
+        let names: Vec<String> = first.into_iter().chain(parts).chain([next.file(0)]).map(Result::unwrap).collect();
+        assert!(names.is_sorted(), "{names:?}");
         assert_eq!(Window::of(Timestamp::from_micros(-1), 10).start, -10);
         assert!(Window::of(Timestamp::from_micros(i64::MIN), 10).name().is_err());
     }

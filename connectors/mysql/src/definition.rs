@@ -21,11 +21,11 @@ pub(crate) async fn read(link: &mut Link, name: &str) -> Result<Option<String>, 
     }
 }
 
-/// What matters of an answer: the columns, what makes rows unique, and the options of the table without its counter.
+/// What matters of an answer: the columns, the primary key, and the options of the table without its counter. An upsert
+/// guards itself against other unique keys that come later.
 pub(crate) fn of(row: &Row) -> Option<String> {
     let told: String = row.get_opt(1)?.ok()?;
-    let matters =
-        |line: &&str| ["  `", "  PRIMARY KEY", "  UNIQUE KEY", ") "].iter().any(|start| line.starts_with(start));
+    let matters = |line: &&str| ["  `", "  PRIMARY KEY", ") "].iter().any(|start| line.starts_with(start));
     let lines: Vec<&str> = told.lines().filter(matters).map(|line| line.trim_end_matches(',')).collect();
     Some(without_counter(&lines.join("\n")))
 }

@@ -116,6 +116,11 @@ fn columns(db: &Database, table: &str, strict: bool) -> Result<(Vec<DescribedCol
 }
 
 impl Described {
+    /// All that tells how values are stored in it, to notice that it was altered.
+    pub(crate) fn shape(&self) -> String {
+        format!("{:?} {} {:?}", self.columns, self.without_rowid, self.key)
+    }
+
     pub(crate) fn column(&self, name: &str) -> Option<&DescribedColumn> {
         self.columns.iter().find(|c| c.name == name)
     }

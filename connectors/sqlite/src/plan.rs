@@ -34,6 +34,8 @@ pub(crate) struct TablePlan {
     pub(crate) insert: String,
     /// `DELETE ... WHERE` the key.
     pub(crate) delete: String,
+    /// The table's columns as they were declared when this was made.
+    shape: String,
 }
 
 /// A column that is written.
@@ -82,6 +84,7 @@ impl TablePlan {
             upsert: String::new(),
             insert: String::new(),
             delete: String::new(),
+            shape: table.shape(),
             name: table.name,
         };
         let place = format!("main.{}", quoted(&plan.name));
@@ -212,6 +215,8 @@ fn address(table: &Described) -> Result<Vec<String>> {
 #[derive(Default)]
 pub(crate) struct Plans {
     plans: Vec<(Arc<TableSchema>, Arc<TablePlan>)>,
+    /// The file's count of changes of its schema when they were looked at last.
+    version: i64,
 }
 
 impl Plans {
@@ -229,6 +234,26 @@ impl Plans {
         self.plans.retain(|(s, _)| s.name != schema.name);
         self.plans.push((Arc::clone(schema), Arc::clone(&plan)));
         Ok(plan)
+    }
+
+    /// Makes sure that the tables are as they were when their plans were made, which they stay until the end of
+    /// the transaction: a text would become a number in a table that was made anew with another type.
+    ///
+    /// # Errors
+    /// `Transient`: to begin again is to judge the types anew.
+    pub(crate) fn confirm(&mut self, db: &Database) -> Result<()> {
+        let version = db.conn.query_row("PRAGMA main.schema_version", [], |row| row.get(0));
+        let version = db.told("cannot read the schema's version", version)?;
+        if version == self.version {
+            return Ok(());
+        }
+        for (_, plan) in &self.plans {
+            if describe::table(db, &plan.name)?.is_none_or(|now| now.shape() != plan.shape) {
+                return Err(Error::transient(format!("{} was altered while it was written to", plan.name)));
+            }
+        }
+        self.version = version;
+        Ok(())
     }
 
     /// Forgets a table that changed.

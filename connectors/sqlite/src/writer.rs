@@ -95,6 +95,7 @@ impl Session {
     fn attempt(&mut self, unit: &Unit, mut shadows: Option<Shadows>) -> Result<(), Stop> {
         let Self { db, lane, plans, staged } = self;
         let transaction = db.begin()?;
+        plans.confirm(db)?;
         let changes = staged.row_changes + unit.row_changes();
         let transactions = staged.transactions + unit.transactions;
         progress::fence(db, lane, changes, transactions)?;

@@ -144,42 +144,31 @@ pub(crate) fn not_gone_back(
     read: Vec<Result<Vec<LaneProgress>>>,
     checkpoint: &Checkpoint,
 ) -> Vec<Result<Vec<LaneProgress>>> {
-    let of_shard = |(at, stored): (usize, Result<Vec<LaneProgress>>)| {
+    let of_shard = |(name, stored): (&Arc<str>, Result<Vec<LaneProgress>>)| {
         let stored = stored?;
         // Of one that has nothing at all `with_progress` tells more.
         let is_empty = stored.iter().all(|l| l.partitions.is_empty());
-        if is_empty { Ok(stored) } else { has_reached(Some((at, sharded)), stored, checkpoint) }
+        if is_empty { Ok(stored) } else { has_reached(Some(name), stored, checkpoint) }
     };
-    read.into_iter().enumerate().map(of_shard).collect()
+    sharded.names().iter().zip(read).map(of_shard).collect()
 }
 
-/// What a target, or the shard at this place, has stored, unless it has less than the checkpoint knows of: its rows
+/// What a target, or this shard of it, has stored, unless it has less than the checkpoint knows of: its rows
 /// have gone back as far, and the source would not be asked again for what it lacks.
 pub(crate) fn has_reached(
-    shard: Option<(usize, &Sharded)>,
+    shard: Option<&str>,
     stored: Vec<LaneProgress>,
     checkpoint: &Checkpoint,
 ) -> Result<Vec<LaneProgress>> {
-    let name = shard.map(|(at, sharded)| &*sharded.names()[at]);
-    for reached in checkpoint.reached.iter().filter(|r| r.shard.as_deref() == name) {
-        // The lanes of all shards are numbered through; one that is not there was taken away.
-        let of_lane = |l: &&LaneProgress| match shard {
-            None => l.lane == reached.lane,
-            Some((at, sharded)) => {
-                let lanes = l.lanes / sharded.count();
-                reached.lane < lanes && l.lane == at as u32 * lanes + reached.lane
-            }
-        };
-        let now = match stored.iter().find(of_lane) {
-            Some(lane) => lane.partitions.get(&reached.partition),
-            None if stored.is_empty() => None,
-            None => continue,
-        };
-        if now.is_some_and(|now| now.position.rank >= reached.rank) {
+    for reached in checkpoint.reached.iter().filter(|r| r.shard.as_deref() == shard) {
+        // Of all its lanes: where one lane became several, the others passed what the one had stored.
+        let of_lanes = stored.iter().filter_map(|l| l.partitions.get(&reached.partition));
+        let now = of_lanes.map(|p| &p.position.rank).max();
+        if now.is_some_and(|now| *now >= reached.rank) {
             continue;
         }
-        let target = name.map_or_else(|| "the target".to_owned(), |name| format!("the database of {name}"));
-        let has = now.map_or_else(|| "nothing".to_owned(), |now| format!("{:?}", now.position.rank));
+        let target = shard.map_or_else(|| "the target".to_owned(), |name| format!("the database of {name}"));
+        let has = now.map_or_else(|| "nothing".to_owned(), |now| format!("{now:?}"));
         return Err(Error::fatal(format!(
             "{target} has gone back: {:?} of the partition {} was durable in it, and now it has {has}. It was restored \
              from a backup, failed over to a replica that lacked changes, or lost what it had confirmed",

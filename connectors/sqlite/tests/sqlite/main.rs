@@ -1,5 +1,6 @@
 //! The SQLite sink, checkpointer and dead-letter store, against real files.
 
+mod altered;
 mod apply;
 mod conformance;
 mod crash;
