@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anabranch_core::control::verify::{DifferenceKind, Verified, VerifyOptions};
 use anabranch_core::memory::{MemorySink, MemorySource};
+use anabranch_core::pipeline::{OnRejected, SnapshotMode};
 use anabranch_core::{
-    Column, DataType, ErrorKind, Pipeline, PipelineBuilder, RunningPipeline, TableName, TableSchema, Value,
-    pipeline::SnapshotMode,
+    Column, DataType, ErrorKind, Op, Pipeline, PipelineBuilder, RunningPipeline, TableName, TableSchema, Value,
+    ValueRef,
 };
+use anabranch_testkit::faults::{FaultySink, Schedule};
 
 fn accounts() -> TableSchema {
     TableSchema {
@@ -291,4 +293,40 @@ async fn a_wait_without_end_is_one() {
     let options = VerifyOptions { wait: Some(Duration::MAX), ..VerifyOptions::default() };
     assert!(verified(&source, &sink, &options).await.equal);
     late.await.unwrap().stop().await.unwrap();
+}
+
+/// A letter of the row is tried again later: it would write what it has over what was repaired.
+#[tokio::test(start_paused = true)]
+async fn a_row_with_an_open_dead_letter_is_left_to_it() {
+    let (source, sink) = (filled(10), MemorySink::new());
+    let refusing = FaultySink::new(Arc::new(sink.clone()), Schedule::new())
+        .refuses(|change| change.op() == Op::Update && change.new_row().is_some_and(|r| r.get(0) == ValueRef::Int(3)));
+    let builder = Pipeline::builder("bank").source(source.clone()).sink(refusing).create_tables(true);
+    let mut running = builder.on_rejected(OnRejected::DeadLetter).build().unwrap().start().await.unwrap();
+    let key = || vec![Value::Int(3)];
+    source.transaction().update(&accounts().name, key(), row(3, "bob")).commit().unwrap();
+    source.transaction().update(&accounts().name, key(), row(3, "cy")).commit().unwrap();
+    assert_eq!(running.drain(Some(Duration::from_secs(60))).await.unwrap().dead_letters_open, 2);
+
+    let repair = VerifyOptions { repair: true, ..VerifyOptions::default() };
+    let found = verified(&source, &sink, &repair).await;
+    assert_eq!((found.tables[0].changed, found.tables[0].repaired, found.equal), (1, 0, false), "{found}");
+    drop(running);
+
+    let builder = pipeline(&source, &sink).on_rejected(OnRejected::DeadLetter);
+    let mut running = builder.build().unwrap().start().await.unwrap();
+    let mut waited = 0;
+    while !running.drain(Some(Duration::from_secs(60))).await.unwrap().drained {
+        waited += 1;
+        assert!(waited < 100, "the letters are not applied");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    running.stop().await.unwrap();
+    let mut owners = Vec::new();
+    for commit in sink.history() {
+        owners.extend(commit.rows().filter_map(|(_, _, after)| after.filter(|r| r[0] == Value::Int(3)).cloned()));
+    }
+    let of_accounts = |owner: &str| owners.iter().filter(|r| r[1] == Value::from(owner)).count();
+    assert_eq!((of_accounts("bob"), of_accounts("cy")), (1, 1), "{owners:?}");
+    assert_eq!(source.tables().difference(&sink.tables()), None);
 }

@@ -10,6 +10,7 @@ pub use file::FileDeadLetters;
 pub use mark::{Mark, mark};
 pub use memory::MemoryDeadLetters;
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 
 use async_trait::async_trait;
@@ -120,7 +121,9 @@ pub struct Parked {
 
 impl DeadLetter {
     /// The letter of a change: `{partition}:{rank in hexadecimal}` is its id. Ranks of one source
-    /// have one length, so ids of one partition sort in source order, and a replay gives the same id.
+    /// have one length, so ids of one partition sort in source order, and a replay gives the same id. No
+    /// other colon is in it: where a partition's name has some they are written `=3a`, and `=` as `=3d`, or
+    /// the ids of `a` and of `a:0` would lie between each other's.
     ///
     /// Its position has no token: a letter is found by rank, a reader is never resumed from it. Of a
     /// message the new row is prefix and content, in a table without a name.
@@ -133,7 +136,7 @@ impl DeadLetter {
             None => change.new_row().map(owned),
         };
         Self {
-            id: format!("{partition}:{rank:?}"),
+            id: format!("{}:{rank:?}", name_in_id(partition.as_str())),
             class,
             state,
             reason: reason.to_owned(),
@@ -150,6 +153,13 @@ impl DeadLetter {
             parked: None,
             lane: None,
         }
+    }
+}
+
+fn name_in_id(partition: &str) -> Cow<'_, str> {
+    match partition.contains(':') {
+        true => partition.replace('=', "=3d").replace(':', "=3a").into(),
+        false => partition.into(),
     }
 }
 

@@ -10,6 +10,9 @@ use super::Order;
 use crate::error::{Error, Result};
 use crate::leases::Leases;
 
+/// A day. Times are added to it, and it is multiplied: there must be an end.
+const LONGEST_FAILOVER: Duration = Duration::from_secs(86_400);
+
 /// How long an owner may be silent before its lease is taken, unless set.
 const FAILOVER: Duration = Duration::from_secs(10);
 
@@ -102,8 +105,8 @@ impl Workers {
             )
             .hint("set order = \"key\", \"window\" or \"arrival\", or leave [workers] out"));
         }
-        if self.failover < Duration::from_millis(300) {
-            return Err(Error::config("workers.failover_seconds", "must be at least 0.3"));
+        if self.failover < Duration::from_millis(300) || self.failover > LONGEST_FAILOVER {
+            return Err(Error::config("workers.failover_seconds", "must be from 0.3 to 86400"));
         }
         if self.most == 0 {
             return Err(Error::config("workers.most_partitions", "must be at least 1"));
@@ -149,11 +152,30 @@ impl WorkersConfig {
         workers.id.clone_from(&self.id);
         if let Some(seconds) = self.failover_seconds {
             workers.failover = Duration::try_from_secs_f64(seconds)
-                .map_err(|_| Error::config("workers.failover_seconds", "must be at least 0.3"))?;
+                .map_err(|_| Error::config("workers.failover_seconds", "must be from 0.3 to 86400"))?;
         }
         if let Some(most) = self.most_partitions {
             workers.most = most;
         }
         Ok(workers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Times are added to a failover time, and it is multiplied.
+    #[test]
+    fn a_failover_time_that_never_comes_is_refused() {
+        for (failover, fits) in [
+            (Duration::ZERO, false),
+            (Duration::from_millis(300), true),
+            (Duration::from_secs(86_400), true),
+            (Duration::MAX, false),
+        ] {
+            let workers = Workers::new().failover(failover);
+            assert_eq!(workers.check(&Order::Key { lanes: 1 }).is_ok(), fits, "{failover:?}");
+        }
     }
 }

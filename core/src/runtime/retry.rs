@@ -21,6 +21,9 @@ impl Default for RetryLimits {
     }
 }
 
+/// No wait is longer, whatever the limits are: a length of time that is multiplied must have room.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
 /// Counts the retries since the last progress.
 #[derive(Debug)]
 pub(crate) struct Retry {
@@ -64,7 +67,7 @@ impl Retry {
                     return Decision::GiveUp;
                 }
                 let doublings = (self.failures - 1).min(16);
-                let wait = self.limits.first.saturating_mul(1 << doublings).min(self.limits.longest);
+                let wait = self.limits.first.saturating_mul(1 << doublings).min(self.limits.longest).min(YEAR);
                 // Half of the wait is fixed, half random: runners that failed together come back apart.
                 Decision::Again(wait.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0))
             }
@@ -87,6 +90,15 @@ mod tests {
         assert_eq!(waits, [seconds(1), seconds(2), seconds(4), seconds(5)]);
         retry.progressed();
         assert_eq!(retry.decide(&e, 1.0), seconds(1));
+    }
+
+    #[test]
+    fn no_limit_is_too_long_to_wait_for() {
+        let limits = RetryLimits { first: Duration::MAX, longest: Duration::MAX, attempts: None };
+        let mut retry = Retry::new(limits);
+        for jitter in [0.0, 0.5, 1.0] {
+            assert!(matches!(retry.decide(&Error::transient("down"), jitter), Decision::Again(_)));
+        }
     }
 
     #[test]

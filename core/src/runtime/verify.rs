@@ -286,6 +286,13 @@ impl<'a> Comparison<'a> {
         let Some(unit) = repair_unit(&self.table, rank, chosen.iter().map(|key| &self.confirmed[key]))? else {
             return Ok(());
         };
+        // A letter of the row would be tried again on what was repaired, and take it back to what it was.
+        let rows = unit.len();
+        let unit = unit.retain(|change| !session.letters.has_letter(change));
+        if unit.len() < rows {
+            let (table, left) = (&self.table.name, rows - unit.len());
+            tracing::warn!(pipeline = %self.spec.name, %table, left, "rows with open dead letters are left to those");
+        }
         let mut writer = self.spec.sink.open(session.lane(0, LanePurpose::Stream)).await?;
         let written = writer.write(&unit).await?;
         if let Some(rejected) = written.rejected.into_iter().next() {

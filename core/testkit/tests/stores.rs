@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anabranch_core::checkpointer::{FileCheckpointer, MemoryCheckpointer};
 use anabranch_core::dead_letter::{FileDeadLetters, MemoryDeadLetters};
 use anabranch_core::leases::CheckpointLeases;
+use anabranch_core::{DeadLetter, DeadLetterStore, LetterState, Result};
 use anabranch_testkit::conformance;
+use async_trait::async_trait;
 
 #[tokio::test]
 async fn memory_checkpointer() {
@@ -43,4 +45,39 @@ async fn file_dead_letters() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("letters.jsonl");
     conformance::dead_letter::run(async || Arc::new(FileDeadLetters::new(&path)) as _).await;
+}
+
+/// A store that cannot look and put at once.
+#[derive(Debug)]
+struct Plain(MemoryDeadLetters);
+
+#[async_trait]
+impl DeadLetterStore for Plain {
+    async fn put(&self, pipeline: &str, letters: &[DeadLetter]) -> Result<()> {
+        self.0.put(pipeline, letters).await
+    }
+
+    async fn list(
+        &self,
+        pipeline: &str,
+        states: &[LetterState],
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>> {
+        self.0.list(pipeline, states, after, limit).await
+    }
+
+    async fn get(&self, pipeline: &str, id: &str) -> Result<Option<DeadLetter>> {
+        self.0.get(pipeline, id).await
+    }
+
+    async fn open_count(&self, pipeline: &str) -> Result<u64> {
+        self.0.open_count(pipeline).await
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_of_a_plain_store() {
+    let store = MemoryDeadLetters::new();
+    conformance::dead_letter::run(async || Arc::new(Plain(store.clone())) as _).await;
 }

@@ -54,7 +54,7 @@ pub struct VerifyOptions {
     pub list: usize,
     /// Put the source's row into the target where they differ, in tables with a key. Needs
     /// [`VerifyOptions::wait`]. The pipeline is taken over: a runner that is alive ends, fenced, and
-    /// is to be started again.
+    /// is to be started again. A row with an open dead letter is left to that: retry or skip it first.
     pub repair: bool,
 }
 

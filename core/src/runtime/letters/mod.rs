@@ -154,6 +154,11 @@ impl Letters {
         self.with_held(|held| held.shards.contains(shard))
     }
 
+    /// Whether an open letter has a row of this change, or its shard.
+    pub(crate) fn has_letter(&self, change: ChangeRef<'_>) -> bool {
+        self.with_held(|held| held.touches(change))
+    }
+
     /// Letters that this run has put.
     pub(crate) fn put_count(&self) -> u64 {
         self.put.load(Ordering::Relaxed)
