@@ -87,25 +87,27 @@ impl RootReader {
         }
     }
 
-    /// Every shard, below its parent if that is still there.
+    /// Every shard, below its parent if that is still there, and else below the root: none is read before a
+    /// checkpoint has them all. Until then the next run has to find this list, and the spool keeps it.
     fn children(&self, listed: &Listed) -> Vec<Partition> {
         let table = &self.table.name;
+        let root = PartitionId::new(table.as_str());
         let start = |first| Start { first, since: Some(self.since), safe: None }.position();
         let hidden = self.found.iter().map(|id| Partition {
             id: shard_partition(table, id),
-            parents: Vec::new(),
+            parents: vec![root.clone()],
             start: Some(start(None)),
         });
         let there = |id: &str| listed.shards.contains_key(id) || self.found.contains(id);
         let shards = listed.shards.iter().map(|(id, shard)| Partition {
             id: shard_partition(table, id),
             // A parent that was trimmed away has nothing left to wait for.
-            parents: shard
-                .parent_shard_id()
-                .filter(|p| there(p))
-                .map(|p| shard_partition(table, p))
-                .into_iter()
-                .collect(),
+            parents: vec![
+                shard
+                    .parent_shard_id()
+                    .filter(|p| there(p))
+                    .map_or_else(|| root.clone(), |p| shard_partition(table, p)),
+            ],
             start: Some(start(first_number(shard))),
         });
         hidden.chain(shards).collect()

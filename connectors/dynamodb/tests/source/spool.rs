@@ -2,12 +2,18 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use anabranch_core::pipeline::SnapshotMode;
-use anabranch_core::{Checkpointer, ErrorKind, Snapshotter, Source};
+use anabranch_core::checkpointer::MemoryCheckpointer;
+use anabranch_core::pipeline::{ByKey, RetryLimits, SnapshotMode};
+use anabranch_core::{
+    Checkpoint, Checkpointer, Error, ErrorKind, Pipeline, Result, Saved, Snapshotter, Source, Version,
+};
 use anabranch_dynamodb::DynamoDb;
 use anabranch_dynamodb_fake::n;
+use async_trait::async_trait;
 
 use super::support::{Bench, orders, put, shop};
 
@@ -317,5 +323,93 @@ async fn what_another_copy_has_spooled_is_left_alone() {
     bench.rows.until(|| bench.rows.log().iter().any(is_new), || bench.rows.log().len()).await;
     let log = bench.rows.log();
     assert_eq!(log.len(), 1, "only what is new: {:?}", log.first());
+    running.stop().await.expect("stop");
+}
+
+/// A store that is slow with the first checkpoint that has shards in it, and takes no more then until it is
+/// healed.
+#[derive(Debug, Clone, Default)]
+struct Failing {
+    inner: MemoryCheckpointer,
+    state: Arc<AtomicU8>,
+}
+
+const ARMED: u8 = 1;
+const DOWN: u8 = 2;
+const HEALED: u8 = 3;
+
+#[async_trait]
+impl Checkpointer for Failing {
+    async fn load(&self, pipeline: &str) -> Result<Option<(Version, Checkpoint)>> {
+        self.inner.load(pipeline).await
+    }
+
+    async fn save(&self, pipeline: &str, expected: Option<Version>, next: &Checkpoint) -> Result<Saved> {
+        if self.state.load(Ordering::SeqCst) == DOWN {
+            return Err(Error::transient("the store is down"));
+        }
+        let saved = self.inner.save(pipeline, expected, next).await;
+        let shards = next.partitions.keys().any(|id| id.as_str().contains('/'));
+        if shards && self.state.compare_exchange(ARMED, DOWN, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        saved
+    }
+}
+
+/// The root of one table has closed while a checkpoint was being saved that does not know it yet, and no
+/// further one can be saved: the next run finds the list of the shards that there were.
+#[tokio::test]
+async fn the_list_of_shards_is_kept_until_they_are_in_a_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bench = Bench::new().await;
+    bench.fake.create_table("stock", &[("id", "N")]);
+    bench.fake.create_table("slow", &[("id", "N")]);
+    bench.fake.state().scan_units = 1.0;
+    let tables = ["orders", "stock"];
+    let put = |id: u32, v: u32| {
+        tables.iter().for_each(|table| bench.fake.put(table, &[("id", n(id)), ("v", n(v))]));
+    };
+    bench.fake.state().items_a_page = 70;
+    (0..60).for_each(|id| put(id, 1));
+    (0..100).for_each(|id| bench.fake.put("slow", &[("id", n(id)), ("v", n(1))]));
+    let store = Failing::default();
+    let source = || orders(&bench.fake).table("stock").table("slow").scan_segments(1).spool(folder.path());
+    let start = async |source: DynamoDb| {
+        let retry =
+            RetryLimits { first: Duration::from_millis(10), longest: Duration::from_millis(20), attempts: None };
+        let pipeline = Pipeline::builder("test").source(source).sink(bench.rows.clone()).order(ByKey::new(2));
+        let pipeline = pipeline.checkpointer(store.clone()).snapshot(SnapshotMode::Initial).retry(retry);
+        pipeline.build().expect("a pipeline").start().await.expect("start")
+    };
+    // The second page of `slow` is never due; the others have one.
+    let running = start(source().scan_capacity(0.0001)).await;
+    let rows = || tables.map(|table| bench.rows.of(table).len());
+    bench.rows.until(|| rows() == [60, 60], rows).await;
+    bench.rows.until(|| bench.fake.calls("Scan") >= 3, || bench.fake.calls("Scan")).await;
+    // Only the shards that end tell of the deletes.
+    for table in tables {
+        (50..60).for_each(|id| bench.fake.delete(table, &[("id", n(id))]));
+    }
+    (0..50).for_each(|id| put(id, 4777));
+    for table in tables {
+        let shard = bench.fake.open_shards(table).remove(0);
+        bench.fake.roll(table, &shard);
+    }
+    (0..50).for_each(|id| put(id, 4778));
+    let both = || (spooled(folder.path(), 4777), spooled(folder.path(), 4778), ended(folder.path()));
+    // Three roots, and two shards that ended.
+    bench.rows.until(|| both() == (100, 100, 5), both).await;
+    running.stop().await.expect("stop");
+
+    bench.fake.advance(DAY_AND_MORE);
+    store.state.store(ARMED, Ordering::SeqCst);
+    let running = start(source()).await;
+    bench.rows.until(|| store.state.load(Ordering::SeqCst) == DOWN, || "no checkpoint").await;
+    bench.rows.until(|| running.status().last_error.is_some(), || "no error").await;
+    store.state.store(HEALED, Ordering::SeqCst);
+    for table in tables {
+        bench.rows.equal(&bench.fake, table).await;
+    }
     running.stop().await.expect("stop");
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anabranch_core::{ChangeBatch, ChangeReader, Next, Partition, PartitionId, Position, Result, StartFrom};
+use anabranch_core::{ChangeBatch, ChangeReader, Next, Partition, Position, Result, StartFrom};
 use async_trait::async_trait;
 
 use super::super::Connected;
@@ -41,10 +41,9 @@ impl SpooledReader {
         let copied = from.snapshots.get(&table.layout.schema().name);
         let Some(begun) = copied.and_then(|copy| begun(&copy.point)) else { return Ok(None) };
         let Some(frames) = frames(&folder, partition, table, begun)? else { return Ok(None) };
-        let root = PartitionId::new(table.name.as_str());
         // A partition is opened when a checkpoint is saved in which its parents are finished: nobody reads
         // their files again.
-        folder.remove(partition.parents.iter().chain((root != partition.id).then_some(&root)));
+        folder.remove(partition.parents.iter());
         // What the stream has behind the spool is needed from when that was written last.
         connected.needed().opened(&partition.id, folder.until());
         Ok(Some(Self {
