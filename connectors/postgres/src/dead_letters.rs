@@ -70,10 +70,7 @@ impl DeadLetterStore for PostgresDeadLetters {
                 ids.push(letter.id.as_str());
                 states.push(name_of(&letter.state)?);
                 classes.push(name_of(&letter.class)?);
-                bodies.push(
-                    serde_json::to_string(letter)
-                        .map_err(|e| Error::fatal("cannot write a dead letter as JSON").because(e))?,
-                );
+                bodies.push(body(letter)?);
             }
             client
                 .execute(&sql, &[&pipeline, &ids, &states, &classes, &bodies])
@@ -105,10 +102,7 @@ impl DeadLetterStore for PostgresDeadLetters {
                 words[1].push(name_of(&before.class)?);
                 words[2].push(name_of(&letter.state)?);
                 words[3].push(name_of(&letter.class)?);
-                bodies.push(
-                    serde_json::to_string(letter)
-                        .map_err(|e| Error::fatal("cannot write a dead letter as JSON").because(e))?,
-                );
+                bodies.push(body(letter)?);
             }
             let [was_states, was_classes, states, classes] = &words;
             stored += client
@@ -162,6 +156,10 @@ impl DeadLetterStore for PostgresDeadLetters {
 
 fn letter(body: String) -> Result<DeadLetter> {
     serde_json::from_str(&body).map_err(|e| Error::fatal("a stored dead letter is damaged").because(e))
+}
+
+fn body(letter: &DeadLetter) -> Result<String> {
+    serde_json::to_string(letter).map_err(|e| Error::fatal("cannot write a dead letter as JSON").because(e))
 }
 
 /// The name of a state or a class, as it stands in the body.

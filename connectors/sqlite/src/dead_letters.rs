@@ -45,9 +45,7 @@ impl DeadLetterStore for SqliteDeadLetters {
         let pipeline = pipeline.to_owned();
         let mut rows = Vec::with_capacity(letters.len());
         for letter in letters {
-            let body = serde_json::to_string(letter)
-                .map_err(|e| Error::fatal(format!("cannot encode the dead letter {}", letter.id)).because(e))?;
-            rows.push((letter.id.clone(), state_name(letter.state), class_name(letter.class), body));
+            rows.push(row(letter)?);
         }
         self.shared
             .write(move |db| {
@@ -76,10 +74,7 @@ impl DeadLetterStore for SqliteDeadLetters {
         let pipeline = pipeline.to_owned();
         let mut rows = Vec::with_capacity(changed.len());
         for (before, letter) in changed {
-            let body = serde_json::to_string(letter)
-                .map_err(|e| Error::fatal(format!("cannot encode the dead letter {}", letter.id)).because(e))?;
-            let was = (state_name(before.state), class_name(before.class));
-            rows.push((letter.id.clone(), was, state_name(letter.state), class_name(letter.class), body));
+            rows.push((state_name(before.state), class_name(before.class), row(letter)?));
         }
         self.shared
             .write(move |db| {
@@ -93,9 +88,9 @@ impl DeadLetterStore for SqliteDeadLetters {
                     ),
                 )?;
                 let mut stored = 0;
-                for (id, was, state, class, body) in rows {
-                    stored +=
-                        db.told(doing, update.execute(params![pipeline, id, state, class, body, was.0, was.1]))?;
+                for (was_state, was_class, (id, state, class, body)) in rows {
+                    let done = update.execute(params![pipeline, id, state, class, body, was_state, was_class]);
+                    stored += db.told(doing, done)?;
                 }
                 Ok(stored)
             })
@@ -167,6 +162,13 @@ impl DeadLetterStore for SqliteDeadLetters {
 fn decoded(id: &str, body: &str) -> Result<DeadLetter> {
     serde_json::from_str(body)
         .map_err(|e| Error::fatal(format!("the dead letter {id} in the table {TABLE} is damaged")).because(e))
+}
+
+/// What is stored of a letter: its id, state, class and body.
+fn row(letter: &DeadLetter) -> Result<(String, &'static str, &'static str, String)> {
+    let body = serde_json::to_string(letter)
+        .map_err(|e| Error::fatal(format!("cannot encode the dead letter {}", letter.id)).because(e))?;
+    Ok((letter.id.clone(), state_name(letter.state), class_name(letter.class), body))
 }
 
 /// As serde writes it in the body.

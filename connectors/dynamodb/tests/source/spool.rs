@@ -19,6 +19,15 @@ use super::support::{Bench, orders, put, shop};
 
 const DAY_AND_MORE: Duration = Duration::from_secs(25 * 3600);
 
+/// A folder for the spool, and a table with so many items, of which a copy reads five at a time.
+async fn copying(items: u32) -> (tempfile::TempDir, Bench) {
+    let mut bench = Bench::new().await;
+    bench.snapshot = SnapshotMode::Initial;
+    bench.fake.state().items_a_page = 5;
+    (0..items).for_each(|id| put(&bench.fake, id, 1));
+    (tempfile::tempdir().expect("a folder"), bench)
+}
+
 /// A copy that stands still after some pages.
 async fn stalled(bench: &Bench, source: impl Fn() -> DynamoDb) -> anabranch_core::RunningPipeline {
     // Within the server: seen from outside, a short copy may be through before it is stopped.
@@ -47,11 +56,7 @@ fn spooled(folder: &Path, v: u32) -> usize {
 
 #[tokio::test]
 async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..100).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, bench) = copying(100).await;
     let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
     let running = stalled(&bench, source).await;
     // Changes, deletes, a shard that ends and one that splits: all of it is gone from the stream later.
@@ -97,11 +102,7 @@ async fn a_copy_of_more_than_a_day_that_is_killed_and_resumed_is_equal() {
 /// gave is not read again, and not written anew, when the shard ends.
 #[tokio::test]
 async fn a_child_that_is_listed_beside_its_parent_is_spooled_once() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, bench) = copying(50).await;
     for shard in bench.fake.open_shards("orders") {
         bench.fake.split("orders", &shard);
     }
@@ -121,11 +122,7 @@ async fn a_child_that_is_listed_beside_its_parent_is_spooled_once() {
 /// The stream is disabled while the table is copied: what was in it is applied, and then the gap is told.
 #[tokio::test]
 async fn a_stream_that_is_disabled_during_the_copy_is_told_after_the_replay() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, bench) = copying(50).await;
     let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
     let mut running = stalled(&bench, source).await;
     let shard = bench.fake.open_shards("orders").remove(0);
@@ -144,11 +141,7 @@ async fn a_stream_that_is_disabled_during_the_copy_is_told_after_the_replay() {
 
 #[tokio::test]
 async fn a_spool_that_is_full_leaves_the_rest_to_the_stream() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, bench) = copying(50).await;
     let source = || orders(&bench.fake).scan_segments(4).spool(folder.path()).spool_max_bytes(2000);
     let running = stalled(&bench, source).await;
     (0..50).for_each(|id| put(&bench.fake, id, 2));
@@ -194,11 +187,7 @@ async fn a_folder_that_cannot_be_written_to_is_named() {
 /// is not spooled is read from the stream.
 #[tokio::test]
 async fn a_disk_without_room_for_the_children_of_a_shard_leaves_them_to_the_stream() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, bench) = copying(50).await;
     let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
     let running = stalled(&bench, source).await;
     bench.rows.until(|| files(folder.path()).len() == 2, || files(folder.path()).len()).await;
@@ -272,11 +261,7 @@ async fn a_table_that_is_copied_is_spooled_until_all_are() {
 #[tokio::test]
 async fn a_spool_that_cannot_be_written_on_is_not_taken_for_up_to_date() {
     const HOUR: Duration = Duration::from_secs(3600);
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, bench) = copying(50).await;
     let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
     let running = stalled(&bench, source).await;
     (0..50).for_each(|id| put(&bench.fake, id, 4777));
@@ -304,11 +289,7 @@ async fn a_spool_that_cannot_be_written_on_is_not_taken_for_up_to_date() {
 /// A copy is given up with its spool in the folder, and another pipeline begins at the present.
 #[tokio::test]
 async fn what_another_copy_has_spooled_is_left_alone() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut bench = Bench::new().await;
-    bench.snapshot = SnapshotMode::Initial;
-    bench.fake.state().items_a_page = 5;
-    (0..50).for_each(|id| put(&bench.fake, id, 1));
+    let (folder, mut bench) = copying(50).await;
     let source = || orders(&bench.fake).scan_segments(4).spool(folder.path());
     let running = stalled(&bench, source).await;
     (0..50).for_each(|id| put(&bench.fake, id, 4777));
