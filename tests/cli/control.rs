@@ -161,7 +161,8 @@ fn the_section_workers_is_checked() -> Tested {
     let Some(command) = shop.command()? else { return Ok(()) };
     for (keys, said) in [
         ("", "pipeline.order: transaction cannot be kept by several workers"),
-        ("failover_seconds = 0.1", "workers.failover_seconds: must be at least 0.3"),
+        ("failover_seconds = 0.1", "workers.failover_seconds: must be from 0.3 to 86400"),
+        ("failover_seconds = 1e15", "workers.failover_seconds: must be from 0.3 to 86400"),
         ("failover = 3", "workers.failover: is not a key that is known here (known: id, failover_seconds, "),
         ("leases = { type = \"paper\" }", "workers.leases.type: there is no \"paper\""),
     ] {
