@@ -13,7 +13,7 @@ use anabranch_core::{Error, ErrorKind};
 use async_trait::async_trait;
 use google_cloud_spanner::channel_pool::StaticChannelPoolConfig;
 use google_cloud_spanner::client::{DatabaseClient, Spanner, SpannerBuilderExt};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use super::{
     BatchRead, Client, Code, Instant, ReadAt, Rows, SpannerError, SpannerResult, Statement, TransactionOptions, Work,
@@ -72,6 +72,7 @@ impl OfficialBuilder {
         let rest = || rest_of(&self.address()?);
         let admin_endpoint = self.admin_endpoint.clone().map(with_scheme).or_else(rest);
         let lines = Arc::new(Lines::new(self.clone(), client.clone()));
+        let alone = self.is_emulator().then(Arc::default);
         Ok(Official {
             database: self.database,
             spanner,
@@ -79,7 +80,12 @@ impl OfficialBuilder {
             lines,
             admin_endpoint,
             admin: Arc::new(OnceCell::new()),
+            alone,
         })
+    }
+
+    fn is_emulator(&self) -> bool {
+        self.address().is_some_and(|address| address.starts_with("http://"))
     }
 
     fn address(&self) -> Option<String> {
@@ -126,6 +132,9 @@ pub struct Official {
     lines: Arc<Lines>,
     admin_endpoint: Option<String>,
     admin: Arc<OnceCell<Admin>>,
+    /// An emulator has one read-write transaction at a time, and aborts the others. They would be tried again so
+    /// often that it forgets the one that goes on ("Transaction not found"). Here they wait for each other.
+    alone: Option<Arc<Mutex<()>>>,
 }
 
 impl fmt::Debug for Official {
@@ -163,6 +172,10 @@ impl Client for Official {
     }
 
     async fn transact(&self, options: TransactionOptions, work: &mut dyn Work) -> SpannerResult<Instant> {
+        let _alone = match &self.alone {
+            Some(alone) => Some(alone.lock().await),
+            None => None,
+        };
         transaction::transact(&self.client, options, work).await
     }
 
