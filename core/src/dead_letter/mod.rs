@@ -154,20 +154,18 @@ impl DeadLetter {
             lane: None,
         }
     }
+
+    /// Whether somebody has done something about this letter since it was `before`: tried it, marked it.
+    pub fn is_moved(&self, before: &DeadLetter) -> bool {
+        let stand = |l: &DeadLetter| (l.state, l.class, l.attempts);
+        stand(self) != stand(before)
+    }
 }
 
 fn name_in_id(partition: &str) -> Cow<'_, str> {
     match partition.contains(':') {
         true => partition.replace('=', "=3d").replace(':', "=3a").into(),
         false => partition.into(),
-    }
-}
-
-impl DeadLetter {
-    /// Whether somebody has done something about this letter since it was `before`: tried it, marked it.
-    pub fn is_moved(&self, before: &DeadLetter) -> bool {
-        let stand = |l: &DeadLetter| (l.state, l.class, l.attempts);
-        stand(self) != stand(before)
     }
 }
 

@@ -167,6 +167,12 @@ impl<'w> Applier<'w> {
         }
     }
 
+    /// The tables are asked for as [`Applier::confirm`] does, and all answers judged.
+    pub(crate) async fn finish(&mut self) -> Result<(), Failure> {
+        self.confirm().await;
+        self.settle().await
+    }
+
     pub(crate) fn plan(&self, schema: &Arc<TableSchema>) -> Result<Arc<Plan>, Failure> {
         self.plans.get(schema).cloned().ok_or_else(|| Failure::unplanned(schema))
     }

@@ -321,8 +321,7 @@ async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
     if unit.changes().any(|change| change.op() != Op::Insert) {
         // A copy goes on, and rows that changed are taken out of what was copied.
         applier.steps(&steps(unit)).await?;
-        applier.confirm().await;
-        return applier.settle().await;
+        return applier.finish().await;
     }
     match applier.copy(unit).await {
         Ok(()) => {}
@@ -332,14 +331,12 @@ async fn snapshot(applier: &mut Applier<'_>, shared: &Shared, lane: &Lane, unit:
             applier.steps(&steps(unit)).await?;
         }
     }
-    applier.confirm().await;
-    match applier.settle().await {
+    match applier.finish().await {
         Err(Failure::LeftOut { .. }) => {
             back_to_savepoint(applier).await?;
             applier.one_by_one = true;
             applier.steps(&steps_in_order(unit)).await?;
-            applier.confirm().await;
-            applier.settle().await
+            applier.finish().await
         }
         settled => settled,
     }
